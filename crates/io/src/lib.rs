@@ -1,1 +1,2 @@
 //! optix-io.
+mod proto;

@@ -5,6 +5,7 @@
 //! domains pass through unharmed; typed views read them where a pass wants to know more. This crate does
 //! no I/O: readers and writers of formats live in `optix-io`.
 
+mod builder;
 mod dtype;
 mod edit;
 mod ids;
@@ -12,8 +13,10 @@ pub mod minifloat;
 mod model;
 mod node;
 mod tensor;
+pub mod text;
 mod types;
 
+pub use builder::{BuildError, ModelBuilder};
 pub use dtype::DType;
 pub use edit::{EditError, Position};
 pub use ids::{GraphId, NodeId, ValueId};

@@ -1,1 +1,22 @@
-//! optix-pipeline.
+//! What a pass, a recipe and a report are, and the runner that puts passes to work.
+//!
+//! The runner verifies, times, counts, dumps and names; passes only transform. A pass reaches
+//! activations only through [`Oracle`], so this crate and every pass build and test without an engine.
+
+mod changes;
+pub mod check;
+mod context;
+pub mod naming;
+mod oracle;
+mod pass;
+mod recipe;
+pub mod report;
+pub mod runner;
+
+pub use changes::{Changes, Layer, Skip};
+pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
+pub use oracle::{Batches, Oracle, OracleError, Visitor};
+pub use pass::{
+    Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,
+};
+pub use recipe::{DataOptions, Override, Recipe, RecipeError, Requirements, Step, did_you_mean};

@@ -1,0 +1,106 @@
+//! What a pass may ask of an engine.
+//!
+//! `optix-runtime` implements [`Oracle`] over its engines; tests of passes implement it over the
+//! reference kernels. Every question names the model it is about.
+
+use optix_data::{Batch, DataError};
+use optix_ir::{Model, Tensor, ValueId};
+
+/// Batches of samples, as a data set yields them.
+pub type Batches<'a> = &'a mut dyn Iterator<Item = Result<Batch, DataError>>;
+
+/// Why an engine gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum OracleError {
+    /// Operators of the model that the engine cannot run, all of them.
+    #[error(
+        "{engine} cannot run this model: {} unsupported: {}",
+        if nodes.len() == 1 { "one node is".to_owned() } else { format!("{} nodes are", nodes.len()) },
+        nodes.join("; ")
+    )]
+    Unsupported {
+        /// The engine.
+        engine: String,
+        /// Every such node with the reason.
+        nodes: Vec<String>,
+    },
+    /// A node failed on given data.
+    #[error("node {node}: {what}")]
+    Node {
+        /// The node, described.
+        node: String,
+        /// What went wrong.
+        what: String,
+    },
+    /// The feeds do not fit the model.
+    #[error("{0}")]
+    Feeds(String),
+    /// The data set gave an error.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The machine is at fault (memory, device, library).
+    #[error("{0}")]
+    Environment(String),
+    /// A panic inside a kernel or library.
+    #[error("internal error in {node}: {what}")]
+    Internal {
+        /// The node, described.
+        node: String,
+        /// What the panic said.
+        what: String,
+    },
+    /// The user stopped it.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Looks at values of one batch; see [`Oracle::observe`].
+pub type Visitor<'a> = &'a mut dyn FnMut(ValueId, &Tensor) -> Result<(), OracleError>;
+
+/// An engine, as passes see it.
+pub trait Oracle {
+    /// Engine, version and device, for reports.
+    fn describe(&self) -> String;
+
+    /// Runs a model over batches and shows `visit` every wanted value as it is computed; it is freed as
+    /// soon as nothing needs it, so memory stays that of one batch. Graph inputs and constants may be
+    /// wanted too. Returns the number of samples seen.
+    ///
+    /// # Errors
+    /// When the engine cannot run the model, data are bad, or `visit` fails.
+    fn observe(
+        &mut self,
+        model: &Model,
+        wanted: &[ValueId],
+        batches: Batches<'_>,
+        visit: Visitor<'_>,
+    ) -> Result<u64, OracleError>;
+
+    /// Outputs of a model for given feeds (input name, tensor), in the order of its outputs.
+    ///
+    /// # Errors
+    /// As [`Oracle::observe`].
+    fn outputs(&mut self, model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, OracleError>;
+
+    /// Runs two models side by side on the same batches and shows their outputs: reference and candidate.
+    ///
+    /// # Errors
+    /// As [`Oracle::observe`].
+    fn compare(
+        &mut self,
+        reference: &Model,
+        candidate: &Model,
+        batches: Batches<'_>,
+        visit: &mut dyn FnMut(&Batch, &[Tensor], &[Tensor]) -> Result<(), OracleError>,
+    ) -> Result<u64, OracleError> {
+        let mut samples = 0;
+        for batch in batches {
+            let batch = batch?;
+            let expected = self.outputs(reference, &batch.feeds)?;
+            let found = self.outputs(candidate, &batch.feeds)?;
+            visit(&batch, &expected, &found)?;
+            samples += batch.count as u64;
+        }
+        Ok(samples)
+    }
+}

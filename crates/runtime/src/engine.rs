@@ -1,0 +1,83 @@
+//! What an engine is: it loads models into sessions, which run.
+
+use optix_ir::{Model, Tensor, ValueId};
+
+use crate::error::RuntimeError;
+
+/// How to load a model.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Threads that kernels may use; 0 for as many as the machine has. Results do not depend on it.
+    pub threads: usize,
+    /// Bytes that constants folded at load time may take in all; what does not fit is computed in every
+    /// run instead.
+    pub fold_limit: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { threads: 0, fold_limit: 256 << 20 }
+    }
+}
+
+/// Something that runs models.
+pub trait Engine: Send + Sync {
+    /// Its name, as `--engine` takes it.
+    fn name(&self) -> &'static str;
+
+    /// Its version.
+    fn version(&self) -> String;
+
+    /// What it computes on, for people: instruction set or device.
+    fn device(&self) -> String;
+
+    /// Plans a model: kernels chosen, constants folded and packed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unsupported`] with every node there is no kernel for.
+    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError>;
+}
+
+/// Looks at a value as soon as it is computed; see [`Session::run_with`].
+pub type Visit<'a> = &'a mut dyn FnMut(ValueId, &Tensor) -> Result<(), RuntimeError>;
+
+/// A loaded model.
+pub trait Session: Send {
+    /// Runs the model and shows `visit` each wanted value once, in execution order, as soon as it is
+    /// computed. A value is freed after its last use, so nothing is kept for the visitor's sake. Wanted
+    /// may be any values of the main graph: inputs and constants too. Only what they need is computed.
+    ///
+    /// `feeds` are the model's inputs, by value; inputs with a default may be left out.
+    ///
+    /// # Errors
+    /// When feeds do not fit, a node refuses, or `visit` fails (its error is handed through).
+    fn run_with(
+        &mut self,
+        feeds: &[(ValueId, Tensor)],
+        wanted: &[ValueId],
+        visit: Visit<'_>,
+    ) -> Result<(), RuntimeError>;
+
+    /// Runs the model and returns the wanted values, in the order asked for.
+    ///
+    /// # Errors
+    /// As [`Session::run_with`].
+    fn run(
+        &mut self,
+        feeds: &[(ValueId, Tensor)],
+        wanted: &[ValueId],
+    ) -> Result<Vec<Tensor>, RuntimeError> {
+        let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
+        self.run_with(feeds, wanted, &mut |value, tensor| {
+            for (place, _) in found.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == value) {
+                *place = Some(tensor.clone());
+            }
+            Ok(())
+        })?;
+        let missing = || RuntimeError::Environment("the engine did not compute a wanted value".into());
+        found.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
+    }
+
+    /// The inputs that must be fed (no default), with their names, in the model's order.
+    fn required_inputs(&self) -> &[(ValueId, String)];
+}

@@ -1,0 +1,101 @@
+//! Functions of one element: activations and elementary functions on 32-bit floats
+//! (onnx/docs/Operators.md).
+
+use optix_ops::Call;
+
+use super::{Fast, KernelSpec, floats_or_decline, one, parallel};
+use crate::math::simd::vectorized;
+use crate::math::unary;
+
+/// The kernels of this family.
+pub(crate) static KERNELS: &[KernelSpec] = &[
+    KernelSpec::plain("Relu", 6, |call| map(call, 1, |x| if x < 0.0 { 0.0 } else { x })),
+    KernelSpec::plain("Clip", 6, clip),
+    KernelSpec::plain("LeakyRelu", 6, |call| {
+        let alpha = call.node.float("alpha").unwrap_or(0.01);
+        map(call, 1, move |x| if x < 0.0 { alpha * x } else { x })
+    }),
+    KernelSpec::plain("Sigmoid", 6, |call| map(call, 8, unary::sigmoid)),
+    KernelSpec::plain("HardSigmoid", 6, |call| {
+        let alpha = call.node.float("alpha").unwrap_or(0.2);
+        let beta = call.node.float("beta").unwrap_or(0.5);
+        map(call, 1, move |x| clamp(alpha * x + beta, 0.0, 1.0))
+    }),
+    KernelSpec::plain("HardSwish", 14, |call| {
+        map(call, 1, |x| x * clamp(x * (1.0 / 6.0) + 0.5, 0.0, 1.0))
+    }),
+    KernelSpec::plain("Tanh", 6, |call| map(call, 8, unary::tanh)),
+    KernelSpec::plain("Erf", 9, |call| map(call, 12, unary::erf)),
+    KernelSpec::plain("Gelu", 20, gelu),
+    KernelSpec::plain("Exp", 6, |call| map(call, 8, unary::exp)),
+    KernelSpec::plain("Elu", 6, |call| {
+        let alpha = call.node.float("alpha").unwrap_or(1.0);
+        // Near zero the difference would lose digits: there, e^x - 1 is tanh(x / 2) (e^x + 1).
+        map(call, 8, move |x| {
+            if x < 0.0 { alpha * (unary::tanh(0.5 * x) * (unary::exp(x) + 1.0)) } else { x }
+        })
+    }),
+    KernelSpec::plain("Sqrt", 6, |call| map(call, 1, f32::sqrt)),
+    KernelSpec::plain("Reciprocal", 6, |call| map(call, 1, |x| 1.0 / x)),
+    KernelSpec::plain("Neg", 6, |call| map(call, 1, |x| -x)),
+    KernelSpec::plain("Abs", 6, |call| map(call, 1, f32::abs)),
+    KernelSpec::plain("Floor", 6, |call| map(call, 1, f32::floor)),
+    KernelSpec::plain("Ceil", 6, |call| map(call, 1, f32::ceil)),
+    KernelSpec::plain("Log", 6, |call| map(call, 16, f32::ln)),
+];
+
+/// Limits `x`; NaN stays NaN.
+#[inline(always)]
+fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
+}
+
+/// Applies `function`, of about `weight` multiply-adds, to every element of the first input.
+#[inline(always)]
+fn map(call: &Call<'_>, weight: usize, function: impl Fn(f32) -> f32 + Send + Sync) -> Fast {
+    let input = call.input(0)?;
+    let elements = floats_or_decline!(input);
+    let mut output = vec![0.0; elements.len()];
+    parallel::chunks(&mut output, weight, |start, part| {
+        let source = &elements[start..start + part.len()];
+        vectorized(
+            #[inline(always)]
+            || {
+                for (value, &x) in part.iter_mut().zip(source) {
+                    *value = function(x);
+                }
+            },
+        );
+    });
+    one(input.shape().to_vec(), output)
+}
+
+fn clip(call: &Call<'_>) -> Fast {
+    // Limits are attributes before version 11 and inputs since.
+    let bound = |slot: usize, name: &str, default: f32| -> Option<f32> {
+        if call.opset < 11 {
+            return Some(call.node.float(name).unwrap_or(default));
+        }
+        match call.optional(slot) {
+            None => Some(default),
+            Some(tensor) if tensor.len() == 1 => super::floats(tensor).map(|values| values[0]),
+            Some(_) => None,
+        }
+    };
+    let (Some(low), Some(high)) = (bound(1, "min", f32::MIN), bound(2, "max", f32::MAX)) else {
+        return Ok(None);
+    };
+    // A lower limit above the upper one means the upper one everywhere.
+    map(call, 1, move |x| clamp(x, low, high))
+}
+
+fn gelu(call: &Call<'_>) -> Fast {
+    match call.node.string("approximate").unwrap_or("none") {
+        "none" => map(call, 16, |x| 0.5 * x * (1.0 + unary::erf(x * std::f32::consts::FRAC_1_SQRT_2))),
+        "tanh" => map(call, 16, |x| {
+            0.5 * x * (1.0 + unary::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))
+        }),
+        _ => Ok(None),
+    }
+}

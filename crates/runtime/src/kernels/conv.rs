@@ -1,0 +1,234 @@
+//! Conv and ConvTranspose (onnx/docs/Operators.md).
+
+use std::borrow::Cow;
+
+use optix_ir::{Node, Tensor};
+use optix_ops::Call;
+use rayon::prelude::*;
+
+use super::{Fast, KernelSpec, Prepared, Setup, Window, buffer, floats, floats_or_decline, one, size};
+use crate::math::conv::{ConvShape, PackedFilters, convolve};
+use crate::math::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
+
+/// The kernels of this family.
+pub(crate) static KERNELS: &[KernelSpec] =
+    &[KernelSpec::prepared("Conv", 1, Conv::prepare), KernelSpec::plain("ConvTranspose", 1, transposed)];
+
+/// Convolution over one or two spatial axes. Constant filters are packed once.
+struct Conv {
+    packed: Option<PackedFilters>,
+}
+
+/// Filters `[filters, channels / groups, height, width]`, whatever the number of spatial axes.
+fn filter_shape(weights: &Tensor) -> Option<[usize; 4]> {
+    match *weights.shape() {
+        [filters, channels, width] => Some([filters, channels, 1, width]),
+        [filters, channels, height, width] => Some([filters, channels, height, width]),
+        _ => None,
+    }
+}
+
+fn groups(node: &Node) -> Option<usize> {
+    usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&groups| groups > 0)
+}
+
+impl Conv {
+    fn prepare(setup: &Setup<'_>) -> Option<Box<dyn Prepared>> {
+        let packed = setup.constant(1).and_then(|weights| {
+            let [filters, per_group, height, width] = filter_shape(weights)?;
+            let groups = groups(setup.node)?;
+            let shape = pack_shape(filters, per_group, [height, width], groups)?;
+            Some(PackedFilters::new(&shape, &floats(weights)?))
+        });
+        Some(Box::new(Conv { packed }))
+    }
+}
+
+/// As much of a shape as packing needs.
+fn pack_shape(filters: usize, per_group: usize, kernel: [usize; 2], groups: usize) -> Option<ConvShape> {
+    if !filters.is_multiple_of(groups) || filters == 0 {
+        return None;
+    }
+    Some(ConvShape {
+        batch: 0,
+        channels: per_group.checked_mul(groups)?,
+        input: [0; 2],
+        filters,
+        kernel,
+        output: [0; 2],
+        strides: [1; 2],
+        dilations: [1; 2],
+        pads: [0; 2],
+        groups,
+    })
+}
+
+impl Prepared for Conv {
+    fn run(&self, call: &Call<'_>) -> Fast {
+        let (input, weights) = (call.input(0)?, call.input(1)?);
+        let (Some([filters, per_group, height, width]), Some(groups)) =
+            (filter_shape(weights), groups(call.node))
+        else {
+            return Ok(None);
+        };
+        let Some(mut shape) = pack_shape(filters, per_group, [height, width], groups) else {
+            return Ok(None);
+        };
+        let spatial = weights.rank() - 2;
+        if input.rank() != weights.rank() || input.shape()[1] != shape.channels || input.is_empty() {
+            return Ok(None);
+        }
+        let Some(window) = Window::resolve(call.node, &input.shape()[2..], &weights.shape()[2..]) else {
+            return Ok(None);
+        };
+        let pair = |values: &[usize], missing: usize| match *values {
+            [x] => [missing, x],
+            [y, x] => [y, x],
+            _ => unreachable!("one or two spatial axes"),
+        };
+        shape.batch = input.shape()[0];
+        shape.input = pair(&input.shape()[2..], 1);
+        shape.output = pair(&window.output, 1);
+        shape.strides = pair(&window.strides, 1);
+        shape.dilations = pair(&window.dilations, 1);
+        shape.pads = pair(&window.before, 0);
+        let elements = floats_or_decline!(input);
+        let bias = match call.optional(2) {
+            Some(bias) if bias.len() != filters => return Ok(None),
+            Some(bias) => Some(floats_or_decline!(bias)),
+            None => None,
+        };
+        let unpacked;
+        let packed = match &self.packed {
+            Some(packed) => packed,
+            None => {
+                unpacked = PackedFilters::new(&shape, &floats_or_decline!(weights));
+                &unpacked
+            }
+        };
+        let mut result = vec![shape.batch, filters];
+        result.extend_from_slice(&window.output[..spatial]);
+        let mut output = buffer(call, &result)?;
+        convolve(&shape, &elements, packed, bias.as_deref(), &mut output);
+        one(result, output)
+    }
+}
+
+/// ConvTranspose over one or two spatial axes: a matrix product gives what every input pixel adds to every
+/// tap's place, which is then added up.
+fn transposed(call: &Call<'_>) -> Fast {
+    let (input, weights) = (call.input(0)?, call.input(1)?);
+    let (Some([channels, per_group, height, width]), Some(groups)) =
+        (filter_shape(weights), groups(call.node))
+    else {
+        return Ok(None);
+    };
+    let node = call.node;
+    let spatial = weights.rank() - 2;
+    if input.rank() != weights.rank()
+        || input.shape()[1] != channels
+        || !channels.is_multiple_of(groups)
+        || input.is_empty()
+        || weights.is_empty()
+        || node.ints("output_shape").is_some()
+        || node.string("auto_pad").unwrap_or("NOTSET") != "NOTSET"
+    {
+        return Ok(None);
+    }
+    let list = |name: &str, length: usize, default: i64| -> Option<Vec<usize>> {
+        match node.ints(name) {
+            None => Some(vec![default as usize; length]),
+            Some(values) if values.len() == length => {
+                values.iter().map(|&value| usize::try_from(value).ok()).collect()
+            }
+            Some(_) => None,
+        }
+    };
+    let (Some(strides), Some(dilations), Some(pads), Some(extra)) = (
+        list("strides", spatial, 1),
+        list("dilations", spatial, 1),
+        list("pads", 2 * spatial, 0),
+        list("output_padding", spatial, 0),
+    ) else {
+        return Ok(None);
+    };
+    let mut result = vec![input.shape()[0], per_group * groups];
+    for axis in 0..spatial {
+        let full = (input.shape()[2 + axis] - 1) * strides[axis]
+            + extra[axis]
+            + (weights.shape()[2 + axis] - 1) * dilations[axis]
+            + 1;
+        let Some(size) = full.checked_sub(pads[axis] + pads[axis + spatial]) else { return Ok(None) };
+        result.push(size);
+    }
+    let pair = |values: &[usize], missing: usize| match *values {
+        [x] => [missing, x],
+        [y, x] => [y, x],
+        _ => unreachable!("one or two spatial axes"),
+    };
+    let (strides, dilations) = (pair(&strides, 1), pair(&dilations, 1));
+    let pads = pair(&pads[..spatial], 0);
+    let (source, target) = (pair(&input.shape()[2..], 1), pair(&result[2..], 1));
+    let elements = floats_or_decline!(input);
+    let weights = floats_or_decline!(weights);
+    let bias: Option<Cow<'_, [f32]>> = match call.optional(2) {
+        Some(bias) if bias.len() != per_group * groups => return Ok(None),
+        Some(bias) => Some(floats_or_decline!(bias)),
+        None => None,
+    };
+    let taps = per_group * height * width;
+    let depth = channels / groups;
+    let mut packed = Vec::new();
+    for group in weights.chunks(depth * taps) {
+        // Row (filter, tap), column (channel): the transposed picture of the weights.
+        pack_rows(&mut packed, group, taps, depth, 1, taps);
+    }
+    let mut output = buffer(call, &result)?;
+    let (pixels, plane) = (size(&source), size(&target));
+    if plane == 0 {
+        return one(result, output);
+    }
+    output.par_chunks_mut(per_group * groups * plane).zip(elements.par_chunks(channels * pixels)).for_each(
+        |(output, image)| {
+            // The last rows need padding to be read as whole vectors.
+            let stride = pixels.next_multiple_of(PADDING);
+            let mut padded = vec![0.0; depth * stride];
+            let mut sums = vec![0.0; taps * pixels];
+            let offsets: Vec<usize> = (0..depth).map(|channel| channel * stride).collect();
+            for group in 0..groups {
+                for (row, channel) in
+                    padded.chunks_mut(stride).zip(image[group * depth * pixels..].chunks(pixels))
+                {
+                    row[..pixels].copy_from_slice(channel);
+                }
+                let rows = Rows { data: &packed[group * depth * taps..][..depth * taps], depth };
+                let columns = Columns { data: &padded, offsets: &offsets, count: pixels };
+                let mut targets: Vec<&mut [f32]> = sums.chunks_mut(pixels).collect();
+                multiply(rows, columns, Start::Zero, &mut targets);
+                for filter in 0..per_group {
+                    let channel = group * per_group + filter;
+                    let out = &mut output[channel * plane..][..plane];
+                    out.fill(bias.as_ref().map_or(0.0, |bias| bias[channel]));
+                    for tap in 0..height * width {
+                        let (ky, kx) = (tap / width, tap % width);
+                        let sums = &sums[(filter * height * width + tap) * pixels..][..pixels];
+                        for (y, row) in sums.chunks(source[1]).enumerate() {
+                            let at = (y * strides[0] + ky * dilations[0]).wrapping_sub(pads[0]);
+                            if at >= target[0] {
+                                continue;
+                            }
+                            let out = &mut out[at * target[1]..][..target[1]];
+                            for (x, &sum) in row.iter().enumerate() {
+                                let at = (x * strides[1] + kx * dilations[1]).wrapping_sub(pads[1]);
+                                if let Some(place) = out.get_mut(at) {
+                                    *place += sum;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        },
+    );
+    one(result, output)
+}

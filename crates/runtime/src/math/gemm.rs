@@ -1,0 +1,253 @@
+//! Single-precision matrix products: one register-blocked tile and the loops around it.
+//!
+//! `C[m, n] = A[m, k] * B[k, n] + start`. `A` is packed by [`pack_rows`]; `B` is read through one offset a
+//! row, so that a plain matrix, a packed copy of some of its columns and the shifted pictures of a
+//! convolution are all the same to the tile.
+//!
+//! **Determinism.** Every element of `C` is one chain of multiply-adds over `k` in ascending order,
+//! whatever the tile and however rows and columns are split among threads: results do not depend on the
+//! number of threads.
+
+use pulp::{Simd, WithSimd};
+
+use super::simd::{dispatch, lanes, load, store};
+
+/// Columns of a packed panel: three 512-bit vectors, or six of 256 bits.
+pub(crate) const PANEL: usize = 48;
+
+/// The rows of `A`, packed by [`pack_rows`].
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    /// Groups of rows, one after the other; within a group the elements of one column are adjacent.
+    pub data: &'a [f32],
+    /// Elements of a row: `k`.
+    pub depth: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// The rows from number `first` on, which must be a multiple of 8.
+    pub(crate) fn from(self, first: usize) -> Rows<'a> {
+        Rows { data: &self.data[first * self.depth..], depth: self.depth }
+    }
+}
+
+/// `B`, a row at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    /// Elements.
+    pub data: &'a [f32],
+    /// Where each of the `k` rows starts. A tile reads whole vectors: from every row the number of
+    /// columns rounded up to [`PADDING`] must be readable.
+    pub offsets: &'a [usize],
+    /// Number of columns.
+    pub count: usize,
+}
+
+/// What the number of readable columns is rounded up to: the widest vector.
+pub(crate) const PADDING: usize = 16;
+
+/// What a product starts from.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// Zero.
+    Zero,
+    /// One number a row of `C` (a convolution's bias).
+    PerRow(&'a [f32]),
+}
+
+/// How many rows the next group has when `left` are left.
+#[inline(always)]
+fn group_size(lanes: usize, left: usize) -> usize {
+    let widest = if lanes >= 16 { 8 } else { 4 };
+    if left >= widest {
+        widest
+    } else if left >= 4 {
+        4
+    } else if left >= 2 {
+        2
+    } else {
+        1
+    }
+}
+
+/// Appends `count` rows of `depth` elements to `packed`, in the order in which tiles read them. Element
+/// `k` of row `i` is at `i * row_stride + k * column_stride` of `source`.
+pub(crate) fn pack_rows(
+    packed: &mut Vec<f32>,
+    source: &[f32],
+    count: usize,
+    depth: usize,
+    row_stride: usize,
+    column_stride: usize,
+) {
+    let lanes = lanes();
+    packed.reserve(count * depth);
+    let mut first = 0;
+    while first < count {
+        let size = group_size(lanes, count - first);
+        for k in 0..depth {
+            packed.extend((first..first + size).map(|i| source[i * row_stride + k * column_stride]));
+        }
+        first += size;
+    }
+}
+
+/// Computes `C`; `targets` has one slice a row, of at least `columns.count` elements.
+pub(crate) fn multiply(
+    rows: Rows<'_>,
+    columns: Columns<'_>,
+    start: Start<'_>,
+    targets: &mut [&mut [f32]],
+) {
+    debug_assert_eq!(columns.offsets.len(), rows.depth);
+    dispatch(Multiply { rows, columns, start, targets });
+}
+
+struct Multiply<'a, 't, 'u> {
+    rows: Rows<'a>,
+    columns: Columns<'a>,
+    start: Start<'a>,
+    targets: &'t mut [&'u mut [f32]],
+}
+
+impl WithSimd for Multiply<'_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Multiply { rows, columns, start, targets } = self;
+        let lanes = S::F32_LANES;
+        let vectors = columns.count.div_ceil(lanes);
+        // The tile shapes are chosen so that sums, a row of `B` and a broadcast fit the registers (32 of
+        // 512 bits, 16 of 256).
+        let mut first = 0;
+        while first < targets.len() {
+            let size = group_size(lanes, targets.len() - first);
+            let group = &mut targets[first..first + size];
+            let mut at = 0;
+            while at < vectors {
+                let width = match (size, vectors - at) {
+                    (1, 6..) => 6,
+                    (_, 3..) => 3,
+                    (4 | 8, 2) => 2,
+                    _ => 1,
+                };
+                match (size, width) {
+                    (8, 3) => tile::<S, 8, 3>(simd, rows, columns, start, first, at, group),
+                    (8, 2) => tile::<S, 8, 2>(simd, rows, columns, start, first, at, group),
+                    (8, _) => tile::<S, 8, 1>(simd, rows, columns, start, first, at, group),
+                    (4, 3) => tile::<S, 4, 3>(simd, rows, columns, start, first, at, group),
+                    (4, 2) => tile::<S, 4, 2>(simd, rows, columns, start, first, at, group),
+                    (4, _) => tile::<S, 4, 1>(simd, rows, columns, start, first, at, group),
+                    (2, 3) => tile::<S, 2, 3>(simd, rows, columns, start, first, at, group),
+                    (2, _) => tile::<S, 2, 1>(simd, rows, columns, start, first, at, group),
+                    (_, 6) => tile::<S, 1, 6>(simd, rows, columns, start, first, at, group),
+                    (_, 3) => tile::<S, 1, 3>(simd, rows, columns, start, first, at, group),
+                    _ => tile::<S, 1, 1>(simd, rows, columns, start, first, at, group),
+                }
+                at += width;
+            }
+            first += size;
+        }
+    }
+}
+
+/// Repeats a body for every row of a tile, unrolled by hand: the compiler would not unroll this much, and
+/// sums indexed by a variable would live in memory.
+macro_rules! for_each_row {
+    ($r:ident, $count:ident, $body:block) => {
+        for_each_row!(@ $r, $count, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $count:ident, $body:block, $($number:literal)*) => {
+        $(if $number < $count {
+            let $r = $number;
+            $body
+        })*
+    };
+}
+
+/// `R` rows times `V` vectors of columns, the sums in registers. `first` is the first row's number, `at`
+/// the first vector's.
+#[inline(always)]
+fn tile<S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    rows: Rows<'_>,
+    columns: Columns<'_>,
+    start: Start<'_>,
+    first: usize,
+    at: usize,
+    targets: &mut [&mut [f32]],
+) {
+    let lanes = S::F32_LANES;
+    let column = at * lanes;
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    if let Start::PerRow(bias) = start {
+        for_each_row!(r, R, {
+            sums[r] = [simd.splat_f32s(bias[first + r]); V];
+        });
+    }
+    // Nothing in this loop may panic: a way out other than its end would keep the sums in memory.
+    let (factors, _) = rows.data[first * rows.depth..(first + R) * rows.depth].as_chunks::<R>();
+    let data = &columns.data[column..];
+    let mut done = 0;
+    for (factors, &offset) in factors.iter().zip(columns.offsets) {
+        let Some(row) = data.get(offset..offset.wrapping_add(V * lanes)) else { break };
+        let Ok(row) = bytemuck::try_cast_slice::<f32, S::f32s>(row) else { break };
+        let Some(right) = row.first_chunk::<V>() else { break };
+        for_each_row!(r, R, {
+            let factor = simd.splat_f32s(factors[r]);
+            for v in 0..V {
+                sums[r][v] = simd.mul_add_e_f32s(factor, right[v], sums[r][v]);
+            }
+        });
+        done += 1;
+    }
+    assert_eq!(done, rows.depth, "every row of B is readable up to whole vectors");
+    for_each_row!(r, R, {
+        let target = &mut *targets[r];
+        for v in 0..V {
+            let from = column + v * lanes;
+            if from + lanes <= columns.count {
+                store::<S>(&mut target[from..], sums[r][v]);
+            } else if from < columns.count {
+                simd.partial_store_f32s(&mut target[from..columns.count], sums[r][v]);
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equals_the_plain_sum_for_every_tile_shape() {
+        for m in [1, 2, 3, 5, 7, 8, 13, 17] {
+            for n in [1, 15, 16, 17, 33, 48, 49, 100, 150] {
+                for k in [0, 1, 2, 9] {
+                    let a: Vec<f32> = (0..m * k).map(|i| ((i * 7 % 11) as f32) - 5.0).collect();
+                    let stride = n + PADDING;
+                    let b: Vec<f32> = (0..k * stride + PADDING).map(|i| (i * 5 % 13) as f32).collect();
+                    let bias: Vec<f32> = (0..m).map(|i| i as f32).collect();
+                    let offsets: Vec<usize> = (0..k).map(|i| i * stride).collect();
+                    let mut packed = Vec::new();
+                    pack_rows(&mut packed, &a, m, k, k, 1);
+                    let mut c = vec![f32::NAN; m * n];
+                    let mut targets: Vec<&mut [f32]> = c.chunks_mut(n).collect();
+                    multiply(
+                        Rows { data: &packed, depth: k },
+                        Columns { data: &b, offsets: &offsets, count: n },
+                        Start::PerRow(&bias),
+                        &mut targets,
+                    );
+                    for i in 0..m {
+                        for j in 0..n {
+                            let want = (0..k).fold(bias[i], |sum, t| sum + a[i * k + t] * b[t * stride + j]);
+                            assert_eq!(c[i * n + j], want, "{m}x{k}x{n} at {i},{j}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
