@@ -1,2 +1,40 @@
-//! The command line of optix.
-fn main() {}
+//! The command line of optix: parse, dispatch, exit code.
+
+mod cli;
+mod command;
+mod exit;
+mod report;
+mod screen;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is no reason to complain about help.
+            let _ = error.print();
+            let asked = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            return ExitCode::from(if asked { 0 } else { 2 });
+        }
+    };
+    screen::catch_panics();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command::dispatch(&cli)));
+    match result {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            if screen::is_closed_pipe(&error) {
+                return ExitCode::SUCCESS;
+            }
+            screen::error(&error);
+            ExitCode::from(exit::code(&error))
+        }
+        Err(_) => {
+            screen::internal_error();
+            ExitCode::from(optix_base::ErrorClass::Internal.exit_code())
+        }
+    }
+}

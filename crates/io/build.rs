@@ -1,26 +1,22 @@
-//! Compiles the ONNX schema to Rust, in pure Rust: no protoc is needed.
+//! Makes Rust code of `proto/onnx.proto`, without `protoc`.
 
+use std::error::Error;
 use std::path::PathBuf;
 
-fn main() {
-    println!("cargo::rerun-if-changed=proto/onnx.proto");
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
-    let compiled = protox::Compiler::new(["proto"])
-        .and_then(|mut compiler| {
-            compiler.open_file("onnx.proto")?;
-            Ok(compiler.encode_file_descriptor_set())
-        })
-        .expect("the schema is valid");
-    let descriptor = out.join("onnx.binpb");
-    std::fs::write(&descriptor, compiled).expect("the build directory is writable");
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto/onnx.proto");
+    let descriptors =
+        PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?).join("onnx.bin");
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.open_file("onnx.proto")?;
+    std::fs::write(&descriptors, compiler.encode_file_descriptor_set())?;
     buffa_build::Config::new()
-        .descriptor_set(&descriptor)
         .files(&["onnx.proto"])
-        .out_dir(&out)
-        .use_bytes_type()
+        .descriptor_set(descriptors)
         .generate_views(false)
-        .preserve_unknown_fields(true)
-        .include_file("schema.rs")
+        .use_bytes_type()
+        .box_type(buffa_build::PointerRepr::Box)
+        // Most nodes have none of the large sub-messages: keep them out of line.
+        .box_type(buffa_build::PointerRepr::Box)
         .compile()
-        .expect("the schema compiles");
 }

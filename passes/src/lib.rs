@@ -1,1 +1,23 @@
-//! The passes.
+//! The passes of optix: one file, one pass.
+//!
+//! A pass transforms a model and nothing else: it reads no files, prints nothing and runs models only
+//! through the oracle of its context. To add one, write its file, a `mod` line, and its line in [`PASSES`];
+//! docs/adding-a-pass.md walks through it.
+
+pub mod clean;
+pub mod quantize;
+
+use optix_pipeline::PassSpec;
+
+/// Every pass, in the order of the documentation.
+pub static PASSES: &[PassSpec] = &[
+    PassSpec::of::<clean::FoldConstants>(),
+    PassSpec::of::<clean::FoldBatchNorm>(),
+    PassSpec::of::<clean::EliminateIdentity>(),
+    PassSpec::of::<clean::EliminateCommonSubexpressions>(),
+    PassSpec::of::<clean::EliminateDead>(),
+    PassSpec::of::<clean::MergeInitializers>(),
+    PassSpec::of::<clean::ConvertOpset>(),
+    PassSpec::of::<quantize::QuantizeStatic>(),
+    PassSpec::of::<quantize::QuantizeDynamic>(),
+];

@@ -41,6 +41,12 @@ limits! {
     folded_total, "folded-total", 1 << 30;
     /// Bytes that repeated elements may take in memory while a file is parsed; 0 chooses by file size.
     element_memory, "element-memory", 0;
+    /// Bytes of one sample of a data set.
+    sample_bytes, "sample-bytes", 1 << 30;
+    /// Entries of an archive.
+    archive_entries, "archive-entries", 65_536;
+    /// How many times larger than its compressed form data may become, beyond the first 64 MiB.
+    expansion, "expansion", 512;
     /// Seconds for loading and inference.
     seconds, "seconds", 600;
 }

@@ -1,1 +1,41 @@
-//! optix-data.
+//! Data sets: sources, preprocessing, metrics and statistics.
+//!
+//! Sources stream: no data set is ever loaded whole. Everything read here may be hostile: sizes are
+//! checked against what is there, nothing is allocated from a declared length, and decompression is
+//! bounded.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod batch;
+mod bind;
+mod dataset;
+mod error;
+mod input;
+mod metrics;
+mod npz;
+mod overlap;
+mod source;
+mod spec;
+mod statistics;
+mod steps;
+
+pub use batch::{Batch, LabelValues, Labels, check_labels};
+pub use bind::{Batches, Bound};
+pub use dataset::{ArrayInfo, Dataset, InputSpec, OpenOptions};
+pub use error::{DataError, SpecError};
+pub use metrics::{Accuracy, Agreement, Distance, correct, top_classes};
+pub use npz::{NpzWriter, Packing, Rows};
+pub use overlap::{OverlapReport, overlap};
+pub use source::Kind;
+pub use spec::{DataSpec, InputSteps, MAX_SPEC_BYTES};
+pub use statistics::{AccuracyChange, Interval, PairedCounts, Verdict, judge_share, wilson};
+pub use steps::{Order, Step, TypeName, apply_steps};

@@ -153,14 +153,10 @@ impl ModelBuilder {
         inputs: impl IntoIterator<Item = &'n str>,
         outputs: impl IntoIterator<Item = &'n str>,
     ) -> ModelBuilder {
-        let inputs: Vec<Option<ValueId>> = inputs
-            .into_iter()
-            .map(|name| if name.is_empty() { None } else { self.find(name) })
-            .collect();
-        let outputs: Vec<Option<ValueId>> = outputs
-            .into_iter()
-            .map(|name| if name.is_empty() { None } else { self.define(name) })
-            .collect();
+        let inputs: Vec<Option<ValueId>> =
+            inputs.into_iter().map(|name| if name.is_empty() { None } else { self.find(name) }).collect();
+        let outputs: Vec<Option<ValueId>> =
+            outputs.into_iter().map(|name| if name.is_empty() { None } else { self.define(name) }).collect();
         let (domain, op_type) = op_type.split_once("::").unwrap_or(("", op_type));
         let node = Node::with_optional_inputs(op_type, inputs).in_domain(domain);
         let graph = self.graph();

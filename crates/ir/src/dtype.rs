@@ -89,6 +89,10 @@ dtypes! {
     U2 = 25, "uint2", 2;
     /// Signed 2-bit integer, four a byte, low bits first.
     I2 = 26, "int2", 2;
+    /// 6-bit float, 2 exponent bits, a dense bit stream of four elements in three bytes, low bits first.
+    F6E2M3 = 27, "float6e2m3", 6;
+    /// 6-bit float, 3 exponent bits, packed as `F6E2M3`.
+    F6E3M2 = 28, "float6e3m2", 6;
 }
 
 impl DType {
@@ -102,16 +106,14 @@ impl DType {
         match self.bits() {
             0 => None,
             bits if bits >= 8 => count.checked_mul(bits / 8),
-            bits => {
-                let per_byte = 8 / bits;
-                Some(count / per_byte + usize::from(!count.is_multiple_of(per_byte)))
-            }
+            // In two steps, so that no count overflows: whole groups of eight elements, then the rest.
+            bits => (count / 8).checked_mul(bits)?.checked_add((count % 8 * bits).div_ceil(8)),
         }
     }
 
     /// Whether several elements share a byte.
     pub fn is_packed(self) -> bool {
-        matches!(self.bits(), 2 | 4)
+        matches!(self.bits(), 2 | 4 | 6)
     }
 
     /// Any floating-point type, complex ones not included.
@@ -168,6 +170,7 @@ mod tests {
     fn packed_lengths_round_up() {
         assert_eq!(DType::I4.byte_len(3), Some(2));
         assert_eq!(DType::U2.byte_len(5), Some(2));
+        assert_eq!([0, 1, 2, 3, 4, 5].map(|n| DType::F6E2M3.byte_len(n)), [0, 1, 2, 3, 3, 4].map(Some));
         assert_eq!(DType::U2.byte_len(0), Some(0));
         assert_eq!(DType::F64.byte_len(usize::MAX), None);
         assert_eq!(DType::I4.byte_len(usize::MAX), Some(usize::MAX / 2 + 1));

@@ -262,6 +262,8 @@ impl Model {
     pub fn add_constant(&mut self, graph: GraphId, hint: &str, tensor: Tensor) -> ValueId {
         let value = self.add_fresh_value(graph, hint);
         self.set_initializer(value, Initializer::Dense(Box::new(tensor.into())));
+        // Up to IR version 3 every initializer had to be an input of the model too.
+        self.ir_version = self.ir_version.max(4);
         value
     }
 

@@ -9,12 +9,17 @@ mod builder;
 mod dtype;
 mod edit;
 mod ids;
+pub mod infer;
 pub mod minifloat;
 mod model;
 mod node;
+pub mod patch;
+pub mod pattern;
 mod tensor;
 pub mod text;
 mod types;
+pub mod verify;
+pub mod view;
 
 pub use builder::{BuildError, ModelBuilder};
 pub use dtype::DType;

@@ -157,7 +157,7 @@ impl Tensor {
     }
 
     /// A tensor from one number an element, packed as the type asks; each number is the element's bit
-    /// pattern in its low bits. For 2-, 4- and 8-bit types.
+    /// pattern in its low bits. For types of at most 8 bits.
     ///
     /// # Panics
     /// When the type is wider than 8 bits or the length is not the shape's element count.
@@ -166,14 +166,19 @@ impl Tensor {
         assert_eq!(element_count(&shape), Some(codes.len()), "element count of shape {shape:?}");
         let bytes = match dtype.bits() {
             8 => codes.to_vec(),
-            bits @ (2 | 4) => {
-                let mask = (1u8 << bits) - 1;
-                codes
-                    .chunks(8 / bits)
-                    .map(|chunk| {
-                        chunk.iter().enumerate().fold(0, |byte, (i, code)| byte | (code & mask) << (i * bits))
-                    })
-                    .collect()
+            bits @ (2 | 4 | 6) => {
+                let (mask, count) = ((1u8 << bits) - 1, codes.len());
+                let mut bytes = vec![0u8; dtype.byte_len(count).expect("no more bytes than codes")];
+                for (index, code) in codes.iter().enumerate() {
+                    // A 6-bit code may straddle two bytes.
+                    let wide = u16::from(code & mask) << (index * bits % 8);
+                    let [low, high] = wide.to_le_bytes();
+                    bytes[index * bits / 8] |= low;
+                    if high != 0 {
+                        bytes[index * bits / 8 + 1] |= high;
+                    }
+                }
+                bytes
             }
             bits => panic!("{dtype} elements take {bits} bits, codes are for at most 8"),
         };
@@ -314,11 +319,14 @@ impl Tensor {
     pub fn codes(&self) -> Result<Cow<'_, [u8]>, TensorError> {
         match self.dtype.bits() {
             8 => Ok(Cow::Borrowed(&self.bytes)),
-            bits @ (2 | 4) => {
-                let (mask, per_byte) = ((1u8 << bits) - 1, 8 / bits);
-                Ok((0..self.len())
-                    .map(|i| self.bytes[i / per_byte] >> (i % per_byte * bits) & mask)
-                    .collect())
+            bits @ (2 | 4 | 6) => {
+                let mask = (1u8 << bits) - 1;
+                let code = |index: usize| {
+                    let at = index * bits / 8;
+                    let high = self.bytes.get(at + 1).copied().unwrap_or(0);
+                    (u16::from_le_bytes([self.bytes[at], high]) >> (index * bits % 8)) as u8 & mask
+                };
+                Ok((0..self.len()).map(code).collect())
             }
             _ => Err(TensorError::WrongType { wanted: "a type of at most 8 bits".into(), found: self.dtype }),
         }
@@ -337,7 +345,7 @@ impl Tensor {
             BF16 => cast::<bf16>(&self.bytes).iter().map(|x| x.to_f64()).collect(),
             I64 => cast::<i64>(&self.bytes).iter().map(|&x| x as f64).collect(),
             U64 => cast::<u64>(&self.bytes).iter().map(|&x| x as f64).collect(),
-            F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F4E2M1 | F8E8M0 => {
+            F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F4E2M1 | F8E8M0 | F6E2M3 | F6E3M2 => {
                 let to_f32 = |&code: &u8| crate::minifloat::to_f32(self.dtype, code) as f64;
                 self.codes()?.iter().map(to_f32).collect()
             }
@@ -410,7 +418,8 @@ mod tests {
 
     #[test]
     fn packed_codes_round_trip() {
-        for dtype in [DType::U4, DType::I4, DType::F4E2M1, DType::U2, DType::I2] {
+        for dtype in [DType::U4, DType::I4, DType::F4E2M1, DType::U2, DType::I2, DType::F6E2M3, DType::F6E3M2]
+        {
             let mask = (1u8 << dtype.bits()) - 1;
             for count in 0..9usize {
                 let codes: Vec<u8> = (0..count as u8).map(|i| i.wrapping_mul(5) & mask).collect();

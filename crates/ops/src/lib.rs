@@ -8,18 +8,45 @@
 //! families. Adding an operator is a function and a line.
 
 mod call;
+mod indexing;
+mod layout;
+mod movement;
+mod numbers;
+mod pad;
+mod shape;
+mod sorting;
 
 pub use call::{Call, Kernel, KernelSpec, OpError};
 
 use optix_ir::{Model, NodeId, Tensor};
 
 /// The kernels, by family.
-pub static FAMILIES: &[&[KernelSpec]] = &[];
+pub static FAMILIES: &[&[KernelSpec]] = &[
+    shape::KERNELS,
+    layout::KERNELS,
+    pad::KERNELS,
+    indexing::KERNELS,
+    sorting::KERNELS,
+];
 
 /// The kernel of an operator, if there is one.
 pub fn find(domain: &str, op_type: &str) -> Option<&'static KernelSpec> {
     let domain = if domain == "ai.onnx" { "" } else { domain };
     FAMILIES.iter().copied().flatten().find(|spec| spec.op_type == op_type && spec.domain == domain)
+}
+
+/// Evaluates a node with a limit on the bytes of each output.
+///
+/// # Errors
+/// As [`evaluate`], and when an output would be larger than the limit.
+pub fn evaluate_limited(
+    node: &optix_ir::Node,
+    opset: i64,
+    inputs: &[Option<&Tensor>],
+    limit: u64,
+) -> Result<Vec<Tensor>, OpError> {
+    let spec = find(node.domain(), &node.op_type).ok_or_else(|| OpError::NoKernel(node.op_type.clone()))?;
+    (spec.run)(&Call { limit, ..Call::new(node, opset, inputs) })
 }
 
 /// Evaluates one node of a model on given inputs (one entry an input slot, `None` where omitted).

@@ -37,7 +37,9 @@ pub fn random_feeds(model: &Model, seed: u64) -> Result<Vec<(String, Tensor)>, O
         if value.initializer().is_some() {
             continue;
         }
-        let refuse = |what: &str| OracleError::Feeds(format!("input `{}` {what}: no random value can be made", value.name()));
+        let refuse = |what: &str| {
+            OracleError::Feeds(format!("input `{}` {what}: no random value can be made", value.name()))
+        };
         let tensor = match &value.ty {
             Some(Type::Tensor(tensor)) => tensor,
             _ => return Err(refuse("is not a dense tensor")),
@@ -101,7 +103,12 @@ fn random_tensor(dtype: DType, shape: Vec<usize>, count: usize, random: &mut Cha
 ///
 /// # Errors
 /// When one of the models cannot be run.
-pub fn difference(oracle: &mut dyn Oracle, before: &Model, after: &Model, seed: u64) -> Result<f64, OracleError> {
+pub fn difference(
+    oracle: &mut dyn Oracle,
+    before: &Model,
+    after: &Model,
+    seed: u64,
+) -> Result<f64, OracleError> {
     let feeds = random_feeds(before, seed)?;
     let expected = oracle.outputs(before, &feeds)?;
     let found = oracle.outputs(after, &feeds)?;

@@ -55,15 +55,27 @@ pub struct Resources<'a> {
 
 /// The context of one step; see the module's documentation.
 pub struct Cx<'a> {
-    pub(crate) resources: &'a mut Resources<'a>,
+    oracle: &'a mut dyn Oracle,
+    calibration: Option<&'a dyn Calibration>,
+    seed: u64,
+    progress: &'a dyn Progress,
+    cancel: &'a optix_base::CancelToken,
     pub(crate) changes: Changes,
     pub(crate) patches_left: &'a mut u64,
 }
 
 impl<'a> Cx<'a> {
     /// A context for one step; `patches_left` counts down over the steps of a run.
-    pub fn new(resources: &'a mut Resources<'a>, patches_left: &'a mut u64) -> Cx<'a> {
-        Cx { resources, changes: Changes::default(), patches_left }
+    pub fn new(resources: &'a mut Resources<'_>, patches_left: &'a mut u64) -> Cx<'a> {
+        Cx {
+            oracle: &mut *resources.oracle,
+            calibration: resources.calibration,
+            seed: resources.seed,
+            progress: resources.progress,
+            cancel: &resources.cancel,
+            changes: Changes::default(),
+            patches_left,
+        }
     }
 
     /// The engine and, beside it, the calibration data: both at once, since a pass needs the two together.
@@ -71,15 +83,15 @@ impl<'a> Cx<'a> {
     /// # Errors
     /// When the run has no calibration data. Passes that say so in `requires` never see this error.
     pub fn calibration(&mut self) -> Result<(&mut dyn Oracle, &'a dyn Calibration), PassError> {
-        let calibration = self.resources.calibration.ok_or_else(|| {
+        let calibration = self.calibration.ok_or_else(|| {
             PassError::Options("calibration data are needed: name them with `--calib`".to_owned())
         })?;
-        Ok((&mut *self.resources.oracle, calibration))
+        Ok((&mut *self.oracle, calibration))
     }
 
     /// The engine.
     pub fn oracle(&mut self) -> &mut dyn Oracle {
-        &mut *self.resources.oracle
+        &mut *self.oracle
     }
 
     /// A random stream that depends on the recipe's seed and `name` alone: the same whatever order tensors
@@ -87,7 +99,7 @@ impl<'a> Cx<'a> {
     pub fn rng(&self, name: &str) -> ChaCha8Rng {
         let mut key = [0u8; 32];
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.resources.seed.to_le_bytes());
+        hasher.update(&self.seed.to_le_bytes());
         hasher.update(name.as_bytes());
         key.copy_from_slice(hasher.finalize().as_bytes());
         ChaCha8Rng::from_seed(key)
@@ -150,7 +162,7 @@ impl<'a> Cx<'a> {
     /// # Errors
     /// When the user has interrupted the run.
     pub fn progress(&mut self, what: &str, done: u64, total: u64) -> Result<(), PassError> {
-        self.resources.progress.tick(what, done, total);
-        if self.resources.cancel.is_cancelled() { Err(PassError::Interrupted) } else { Ok(()) }
+        self.progress.tick(what, done, total);
+        if self.cancel.is_cancelled() { Err(PassError::Interrupted) } else { Ok(()) }
     }
 }

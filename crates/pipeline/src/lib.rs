@@ -13,10 +13,13 @@ mod recipe;
 pub mod report;
 pub mod runner;
 
+pub use optix_data::{Batch, DataError};
+
 pub use changes::{Changes, Layer, Skip};
 pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
 pub use oracle::{Batches, Oracle, OracleError, Visitor};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,
 };
+pub use recipe::MAX_BYTES as MAX_RECIPE_BYTES;
 pub use recipe::{DataOptions, Override, Recipe, RecipeError, Requirements, Step, did_you_mean};

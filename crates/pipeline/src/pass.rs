@@ -207,7 +207,11 @@ impl PassSpec {
                 name: name.clone(),
                 kind: kind_of(property, &schema),
                 default: property.get("default").map(|value| value.to_string()).unwrap_or_default(),
-                help: property.get("description").and_then(|text| text.as_str()).unwrap_or_default().to_owned(),
+                help: property
+                    .get("description")
+                    .and_then(|text| text.as_str())
+                    .unwrap_or_default()
+                    .to_owned(),
             })
             .collect()
     }
@@ -239,7 +243,8 @@ fn kind_of(property: &serde_json::Value, schema: &schemars::Schema) -> String {
     }
     let alternatives = ["oneOf", "anyOf"].iter().find_map(|key| property.get(*key)?.as_array());
     if let Some(alternatives) = alternatives {
-        let kinds: Vec<String> = alternatives.iter().map(|one| kind_of(one, schema)).filter(|k| k != "null").collect();
+        let kinds: Vec<String> =
+            alternatives.iter().map(|one| kind_of(one, schema)).filter(|k| k != "null").collect();
         return kinds.join(" | ");
     }
     if let Some(constant) = property.get("const") {
@@ -251,7 +256,8 @@ fn kind_of(property: &serde_json::Value, schema: &schemars::Schema) -> String {
     match property.get("type") {
         Some(serde_json::Value::String(kind)) => kind.clone(),
         Some(serde_json::Value::Array(kinds)) => {
-            let kinds: Vec<&str> = kinds.iter().filter_map(|kind| kind.as_str()).filter(|k| *k != "null").collect();
+            let kinds: Vec<&str> =
+                kinds.iter().filter_map(|kind| kind.as_str()).filter(|k| *k != "null").collect();
             kinds.join(" | ")
         }
         _ => "value".to_owned(),

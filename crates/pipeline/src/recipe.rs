@@ -184,14 +184,16 @@ struct Source<'a> {
 
 impl Source<'_> {
     fn error(&self, span: Option<Range<usize>>, message: impl Into<String>) -> RecipeError {
-        let at = span.map(|span| span.start.min(self.text.len())).filter(|&at| self.text.is_char_boundary(at));
+        let at =
+            span.map(|span| span.start.min(self.text.len())).filter(|&at| self.text.is_char_boundary(at));
         let (line_column, excerpt) = match at {
             None => (None, String::new()),
             Some(at) => {
                 let start = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
                 let line = self.text[..at].matches('\n').count() + 1;
                 let column = self.text[start..at].chars().count() + 1;
-                let shown: String = self.text[start..].lines().next().unwrap_or_default().chars().take(160).collect();
+                let shown: String =
+                    self.text[start..].lines().next().unwrap_or_default().chars().take(160).collect();
                 let shown = optix_base::escape_for_terminal(&shown).into_owned();
                 let gutter = " ".repeat(line.to_string().len());
                 let caret = " ".repeat(column.min(160) - 1);
@@ -238,13 +240,18 @@ impl Recipe {
         let mut root = root.into_inner();
         let steps = root.remove("step");
         if let Some((key, _)) = root.get_key_value("steps") {
-            return Err(source.error(Some(key.span()), "unknown key `steps`: each step is a table `[[step]]`"));
+            return Err(
+                source.error(Some(key.span()), "unknown key `steps`: each step is a table `[[step]]`")
+            );
         }
         let head = Spanned::new(span, DeValue::Table(root));
         let head = Head::deserialize(ValueDeserializer::from(head))
             .map_err(|error| source.toml_error(&error, &["step"]))?;
         if *head.version.get_ref() != 1 {
-            let message = format!("recipe version {} is not known; this program reads version 1", head.version.get_ref());
+            let message = format!(
+                "recipe version {} is not known; this program reads version 1",
+                head.version.get_ref()
+            );
             return Err(source.error(Some(head.version.span()), message));
         }
         let mut parsed = Vec::new();
@@ -292,11 +299,20 @@ impl Recipe {
 
     fn apply_override(&mut self, change: &Override) -> Result<(), RecipeError> {
         let origin = format!("--set {}.{}={}", change.step, change.option, change.value);
-        let fail = |message: String| RecipeError { origin: origin.clone(), line_column: None, message, excerpt: String::new() };
+        let fail = |message: String| RecipeError {
+            origin: origin.clone(),
+            line_column: None,
+            message,
+            excerpt: String::new(),
+        };
         let ids: Vec<String> = self.steps.iter().map(|step| step.id.clone()).collect();
         let Some(step) = self.steps.iter_mut().find(|step| step.id == change.step) else {
             let hint = did_you_mean(&change.step, ids.iter().map(String::as_str));
-            return Err(fail(format!("the recipe has no step `{}` (it has: {}){hint}", change.step, ids.join(", "))));
+            return Err(fail(format!(
+                "the recipe has no step `{}` (it has: {}){hint}",
+                change.step,
+                ids.join(", ")
+            )));
         };
         let known = step.spec.options();
         if !known.iter().any(|option| option.name == change.option) {
@@ -397,7 +413,11 @@ fn parse_step(
     let names = || known.iter().map(|option| option.name.as_str());
     if let Some(key) = table.keys().find(|key| !names().any(|name| name == key.get_ref())) {
         let options: Vec<&str> = names().collect();
-        let options = if options.is_empty() { "it has none".to_owned() } else { format!("it has: {}", options.join(", ")) };
+        let options = if options.is_empty() {
+            "it has none".to_owned()
+        } else {
+            format!("it has: {}", options.join(", "))
+        };
         let hint = did_you_mean(key.get_ref(), names());
         let message = format!("pass `{name}` has no option `{}`{hint} ({options})", key.get_ref());
         return Err(source.error(Some(key.span()), message));

@@ -66,6 +66,9 @@ pub enum StepFault {
     /// The model could not be written to the dump directory.
     #[error("writing a dump: {0}")]
     Dump(#[from] optix_io::IoError),
+    /// The dump directory cannot be made.
+    #[error("the dump directory {0} cannot be made: {1}")]
+    Directory(String, std::io::Error),
 }
 
 /// A run that failed.
@@ -124,23 +127,22 @@ pub fn run(
             Ok(report) => reports.push(report),
             Err(fault) => {
                 let interrupted = matches!(fault, StepFault::Pass(PassError::Interrupted));
-                let reproducer = options
-                    .reproducer_dir
-                    .as_deref()
-                    .filter(|_| !interrupted)
-                    .and_then(|dir| write_reproducer(dir, step, recipe.seed, &before, &options.command).ok());
+                let reproducer =
+                    options.reproducer_dir.as_deref().filter(|_| !interrupted).and_then(|dir| {
+                        write_reproducer(dir, step, recipe.seed, &before, &options.command).ok()
+                    });
                 *model = before;
                 return Err(RunError { step: step.id.clone(), fault, reproducer });
             }
         }
         if let Some(dir) = &options.dump_dir {
-            let name: String = step.id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+            let name: String =
+                step.id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
             let path = dir.join(format!("{index:02}-{name}.onnx"));
-            let save = optix_io::SaveOptions { overwrite: true, ..Default::default() };
             std::fs::create_dir_all(dir)
-                .map_err(optix_io::IoError::from)
-                .and_then(|()| optix_io::save(model, &path, &save))
-                .map_err(|error| fail(step, error.into()))?;
+                .map_err(|error| StepFault::Directory(dir.display().to_string(), error))
+                .and_then(|()| Ok(optix_io::save(model, &path, &optix_io::SaveOptions::default())?))
+                .map_err(|fault| fail(step, fault))?;
         }
         if options.print_after.as_deref().is_some_and(|wanted| wanted == "all" || wanted == step.id) {
             printed(&step.id, optix_ir::text::print(model));
@@ -228,8 +230,13 @@ fn run_step(
 fn check_interface(before: &Model, after: &Model, promise: Interface) -> Result<(), String> {
     let list = |model: &Model| {
         let graph = model.graph(model.main());
-        let all = graph.inputs().iter().map(|info| ("input", info)).chain(graph.outputs().iter().map(|info| ("output", info)));
-        all.map(|(kind, info)| (kind, model.value(info.value).name().to_owned(), info.ty.clone())).collect::<Vec<_>>()
+        let all = graph
+            .inputs()
+            .iter()
+            .map(|info| ("input", info))
+            .chain(graph.outputs().iter().map(|info| ("output", info)));
+        all.map(|(kind, info)| (kind, model.value(info.value).name().to_owned(), info.ty.clone()))
+            .collect::<Vec<_>>()
     };
     let (old, new) = (list(before), list(after));
     if old.len() != new.len() {
@@ -258,7 +265,13 @@ fn check_topology(before: &Model, after: &Model) -> Result<(), String> {
 }
 
 /// Writes what it takes to see a failure again: the model, a recipe of one step, the command line.
-fn write_reproducer(dir: &Path, step: &Step, seed: u64, model: &Model, command: &str) -> Result<PathBuf, optix_io::IoError> {
+fn write_reproducer(
+    dir: &Path,
+    step: &Step,
+    seed: u64,
+    model: &Model,
+    command: &str,
+) -> Result<PathBuf, Box<dyn std::error::Error>> {
     let name: String = step.id.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
     let mut number = 1;
     let target = loop {

@@ -1,1 +1,23 @@
-//! optix-runtime.
+//! Runs models: engines, sessions, and the kernels under them.
+//!
+//! [`Engine`] loads a model into a [`Session`], which runs it on feeds and shows any values a caller wants
+//! to see. The embedded engine, [`Cpu`], plans a model once (kernels chosen for every node, constants
+//! folded and packed) and then walks a flat list of steps. Its kernels for 32-bit floats and 8-bit integers
+//! are in `kernels`, one file an operator family, over the numeric loops in `math`; everything else runs on
+//! the reference kernels of `optix_ops`.
+//!
+//! Results do not depend on the number of threads: every sum has a fixed order.
+
+mod device;
+mod engine;
+mod engines;
+mod error;
+mod guard;
+mod kernels;
+mod math;
+mod plan;
+mod session;
+
+pub use engine::{Engine, LoadOptions, Session, Visit};
+pub use engines::{Burn, Cpu, engines};
+pub use error::{RuntimeError, Unsupported};

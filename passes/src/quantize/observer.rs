@@ -154,7 +154,7 @@ impl Observer {
         let (min, max) = (min.min(0.0), max.max(0.0));
         let noise = |low: f32, high: f32| self.signal_and_noise(&Affine::asymmetric(low, high, dtype)).1;
         let mut best = (noise(min, max), 1.0f32, 1.0f32);
-        let mut consider = |best: &mut (f64, f32, f32), low: f32, high: f32| {
+        let consider = |best: &mut (f64, f32, f32), low: f32, high: f32| {
             let found = noise(min * low, max * high);
             if found < best.0 {
                 *best = (found, low, high);

@@ -296,11 +296,7 @@ impl<'a> Parser<'a> {
     }
 
     /// The values of a list, up to and with `]`.
-    fn attribute_list(
-        &mut self,
-        place: usize,
-        declared: Option<&str>,
-    ) -> Result<AttributeValue, ParseError> {
+    fn attribute_list(&mut self, place: usize, declared: Option<&str>) -> Result<AttributeValue, ParseError> {
         let element = match declared {
             None => None,
             Some(name) => Some(name.strip_suffix('s').ok_or_else(|| {

@@ -60,11 +60,7 @@ impl Parser<'_> {
     }
 
     /// The elements up to and with `}`: the tensor, unless their number does not fit, and that number.
-    fn elements(
-        &mut self,
-        dtype: DType,
-        shape: &[usize],
-    ) -> Result<(Option<Tensor>, usize), ParseError> {
+    fn elements(&mut self, dtype: DType, shape: &[usize]) -> Result<(Option<Tensor>, usize), ParseError> {
         use DType::*;
         let count = element_count(shape);
         macro_rules! numbers {
@@ -120,7 +116,8 @@ impl Parser<'_> {
                 let data = self.list(|parser| Ok(parser.bounded(dtype, 0, 1)? == 1))?;
                 ((count == Some(data.len())).then(|| Tensor::from_bools(shape, &data)), data.len())
             }
-            I2 | U2 | I4 | U4 | F4E2M1 | F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F8E8M0 => {
+            I2 | U2 | I4 | U4 | F4E2M1 | F6E2M3 | F6E3M2 | F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ
+            | F8E8M0 => {
                 let bits = dtype.bits();
                 let (low, high) = dtype.integer_range().unwrap_or((0, (1 << bits) - 1));
                 let mask = ((1u16 << bits) - 1) as i128;

@@ -7,7 +7,8 @@ use crate::dtype::DType;
 use crate::ids::{GraphId, NodeId, ValueId};
 use crate::model::Model;
 use crate::node::{
-    Attribute, AttributeValue, Function, Initializer, Node, OpsetImport, StoredSparse, StoredTensor, ValueInfo,
+    Attribute, AttributeValue, Function, Initializer, Node, OpsetImport, StoredSparse, StoredTensor,
+    ValueInfo,
 };
 use crate::tensor::Tensor;
 use crate::types::{Dim, TensorType, Type};
@@ -266,13 +267,14 @@ impl<'a> Printer<'a> {
             },
             String => {
                 let Ok(data) = tensor.strings() else { return false };
-                let texts: Vec<&str> = data.iter().filter_map(|bytes| std::str::from_utf8(bytes).ok()).collect();
+                let texts: Vec<&str> =
+                    data.iter().filter_map(|bytes| std::str::from_utf8(bytes).ok()).collect();
                 if texts.len() != data.len() {
                     return false;
                 }
                 self.separated(texts, |printer, text| printer.quoted(text));
             }
-            F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F8E8M0 | F4E2M1 => {
+            F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F8E8M0 | F4E2M1 | F6E2M3 | F6E3M2 => {
                 let Ok(codes) = tensor.codes() else { return false };
                 self.separated(codes.iter(), |printer, code| printer.show(code));
             }
@@ -309,7 +311,9 @@ impl<'a> Printer<'a> {
             let variance = finite().map(|number| (number - mean).powi(2)).sum::<f64>() / count as f64;
             let (low, high) =
                 finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
-            for (name, number) in [("min", low), ("max", high), ("mean", mean), ("deviation", variance.sqrt())] {
+            for (name, number) in
+                [("min", low), ("max", high), ("mean", mean), ("deviation", variance.sqrt())]
+            {
                 self.show(format_args!(" {name} {}", four_digits(number)));
             }
         }

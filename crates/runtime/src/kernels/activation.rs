@@ -53,7 +53,7 @@ fn clamp(x: f32, low: f32, high: f32) -> f32 {
 
 /// Applies `function`, of about `weight` multiply-adds, to every element of the first input.
 #[inline(always)]
-fn map(call: &Call<'_>, weight: usize, function: impl Fn(f32) -> f32 + Send + Sync) -> Fast {
+fn map(call: &Call<'_>, weight: usize, function: impl Fn(f32) -> f32 + Copy + Send + Sync) -> Fast {
     let input = call.input(0)?;
     let elements = floats_or_decline!(input);
     let mut output = vec![0.0; elements.len()];
@@ -62,6 +62,8 @@ fn map(call: &Call<'_>, weight: usize, function: impl Fn(f32) -> f32 + Send + Sy
         vectorized(
             #[inline(always)]
             || {
+                // By value: what it captured must not be read anew after every store.
+                let function = function;
                 for (value, &x) in part.iter_mut().zip(source) {
                     *value = function(x);
                 }

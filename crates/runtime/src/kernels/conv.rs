@@ -4,9 +4,8 @@ use std::borrow::Cow;
 
 use optix_ir::{Node, Tensor};
 use optix_ops::Call;
-use rayon::prelude::*;
 
-use super::{Fast, KernelSpec, Prepared, Setup, Window, buffer, floats, floats_or_decline, one, size};
+use super::{Fast, KernelSpec, Prepared, Setup, Window, buffer, floats, floats_or_decline, one, parallel, size};
 use crate::math::conv::{ConvShape, PackedFilters, convolve};
 use crate::math::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
 
@@ -188,8 +187,12 @@ fn transposed(call: &Call<'_>) -> Fast {
     if plane == 0 {
         return one(result, output);
     }
-    output.par_chunks_mut(per_group * groups * plane).zip(elements.par_chunks(channels * pixels)).for_each(
-        |(output, image)| {
+    parallel::rows(
+        &mut output,
+        per_group * groups * plane,
+        depth * height * width,
+        |index, output| {
+            let image = &elements[index * channels * pixels..][..channels * pixels];
             // The last rows need padding to be read as whole vectors.
             let stride = pixels.next_multiple_of(PADDING);
             let mut padded = vec![0.0; depth * stride];

@@ -19,6 +19,9 @@ pub(crate) mod quantize;
 pub(crate) mod reduce;
 pub(crate) mod resize;
 pub(crate) mod softmax;
+#[cfg(test)]
+mod tests;
+pub(crate) mod views;
 
 use std::borrow::Cow;
 
@@ -38,6 +41,7 @@ pub(crate) static KERNELS: &[&[KernelSpec]] = &[
     normalization::KERNELS,
     reduce::KERNELS,
     softmax::KERNELS,
+    views::KERNELS,
     layout::KERNELS,
     quantize::KERNELS,
     resize::KERNELS,

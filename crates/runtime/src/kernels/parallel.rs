@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::math::threads;
+
 /// Elements a chunk of cheap element-wise work has; less than two of them are not split.
 const CHUNK: usize = 64 << 10;
 
@@ -13,7 +15,7 @@ pub(crate) fn chunks<T: Send>(
     body: impl Fn(usize, &mut [T]) + Send + Sync,
 ) {
     let chunk = (CHUNK / weight.max(1)).max(1024);
-    if output.len() < 2 * chunk || rayon::current_num_threads() == 1 {
+    if output.len() < 2 * chunk || threads::count() == 1 {
         body(0, output);
     } else {
         output.par_chunks_mut(chunk).enumerate().for_each(|(index, part)| body(index * chunk, part));
@@ -35,7 +37,7 @@ pub(crate) fn rows<T: Send>(
     let run = |first: usize, part: &mut [T]| {
         part.chunks_mut(length).enumerate().for_each(|(i, row)| body(first + i, row));
     };
-    if output.len() <= per_chunk * length || rayon::current_num_threads() == 1 {
+    if output.len() <= per_chunk * length || threads::count() == 1 {
         run(0, output);
     } else {
         output

@@ -9,6 +9,7 @@
 use rayon::prelude::*;
 
 use super::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
+use super::threads;
 
 /// What a convolution is, shapes resolved. Spatial pairs are (vertical, horizontal).
 #[derive(Clone, Debug, PartialEq)]
@@ -111,7 +112,7 @@ pub(crate) fn convolve(
             shifted(shape, image, filters, bias, task, scratch);
         }
     };
-    if tasks.len() == 1 || work < SPLIT || rayon::current_num_threads() == 1 {
+    if tasks.len() == 1 || work < SPLIT || threads::count() == 1 {
         let mut scratch = Scratch::default();
         tasks.into_iter().for_each(|task| run(&mut scratch, task));
     } else {
@@ -128,7 +129,7 @@ fn rows_per_task(shape: &ConvShape) -> usize {
     let pictures = shape.channels / shape.groups * shape.input[1] * shape.strides[0]
         + shape.filters / shape.groups * (shape.output[1] + shape.kernel[1]);
     let fitting = (SCRATCH / pictures.max(1)).max(2 * shape.kernel[0]);
-    let threads = rayon::current_num_threads();
+    let threads = threads::count();
     let shared = if shape.batch >= 2 * threads { height } else { height.div_ceil(2 * threads) };
     fitting.min(shared).max(least).clamp(1, height)
 }

@@ -10,7 +10,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::simd::{dispatch, lanes, load, store};
+use super::simd::{dispatch, lanes, store};
 
 /// Columns of a packed panel: three 512-bit vectors, or six of 256 bits.
 pub(crate) const PANEL: usize = 48;
@@ -188,7 +188,7 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     }
     // Nothing in this loop may panic: a way out other than its end would keep the sums in memory.
     let (factors, _) = rows.data[first * rows.depth..(first + R) * rows.depth].as_chunks::<R>();
-    let data = &columns.data[column..];
+    let data = columns.data.get(column..).unwrap_or_default();
     let mut done = 0;
     for (factors, &offset) in factors.iter().zip(columns.offsets) {
         let Some(row) = data.get(offset..offset.wrapping_add(V * lanes)) else { break };

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Columns, PANEL, Rows, Start, multiply, pack_rows};
 use super::simd::vectorized;
+use super::threads;
 
 /// A matrix in memory: element `(i, j)` is at `i * strides[0] + j * strides[1]`.
 #[derive(Clone, Copy)]
@@ -42,7 +43,7 @@ pub(crate) fn product(
     pack_rows(&mut packed, left.data, rows, depth, left.strides[0], left.strides[1]);
     let rows = Rows { data: &packed, depth };
     // Tasks are blocks of rows by runs of panels; each gets its piece of every row it writes.
-    let threads = if parallel && rows.data.len() * columns >= SPLIT { rayon::current_num_threads() } else { 1 };
+    let threads = if parallel && rows.data.len() * columns >= SPLIT { threads::count() } else { 1 };
     let panels = columns.div_ceil(PANEL);
     let row_blocks = (output.len() / columns).div_ceil(ROWS);
     let runs = if threads == 1 { 1 } else { (2 * threads).div_ceil(row_blocks).clamp(1, panels) };
@@ -149,8 +150,12 @@ pub(crate) fn product_integer(sizes: [usize; 3], left: &[i16], right: &[i16], ou
             },
         );
     };
-    let parts = output.par_chunks_mut(ROWS * columns).enumerate();
-    parts.for_each(|(index, output)| block(index * ROWS, output));
+    if threads::count() == 1 {
+        output.chunks_mut(ROWS * columns).enumerate().for_each(|(index, part)| block(index * ROWS, part));
+    } else {
+        let parts = output.par_chunks_mut(ROWS * columns).enumerate();
+        parts.for_each(|(index, part)| block(index * ROWS, part));
+    }
 }
 
 #[cfg(test)]

@@ -4,4 +4,5 @@ pub(crate) mod conv;
 pub(crate) mod gemm;
 pub(crate) mod matmul;
 pub(crate) mod simd;
+pub(crate) mod threads;
 pub(crate) mod unary;

@@ -20,16 +20,6 @@ pub(crate) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(body)
 }
 
-/// One vector from the start of `source`.
-///
-/// # Panics
-/// When `source` is shorter than a vector.
-#[inline(always)]
-pub(crate) fn load<S: Simd>(source: &[f32]) -> S::f32s {
-    // Vectors of this type have the alignment of their elements, so any place will do.
-    bytemuck::cast_slice::<f32, S::f32s>(&source[..S::F32_LANES])[0]
-}
-
 /// One vector to the start of `target`.
 ///
 /// # Panics

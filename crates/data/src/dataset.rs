@@ -1,0 +1,313 @@
+//! A data set: a source, the selection of its samples, and the steps for each input.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use optix_base::Limits;
+use optix_ir::{DType, Dim};
+
+use crate::bind::Bound;
+use crate::error::{DataError, SpecError};
+use crate::source::{self, Kind, Sample, Source};
+use crate::spec::DataSpec;
+
+/// How a data set is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// What hostile files may make us do.
+    pub limits: Limits,
+    /// Use at most so many samples, whatever the specification says. With `sample` in it: so many are drawn.
+    pub take: Option<u64>,
+}
+
+/// An input of a model, as far as data are concerned.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputSpec {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: DType,
+    /// Its dimensions, the batch axis included.
+    pub shape: Vec<Dim>,
+}
+
+/// One array of a source, as its first sample has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ArrayInfo {
+    /// Its name in the source; empty for the only array of a source without names.
+    pub name: String,
+    /// Its element type, before any step.
+    pub dtype: DType,
+    /// The shape of one sample, before any step.
+    pub shape: Vec<usize>,
+}
+
+/// A data set, opened and looked at. Cheap to clone; every stream of samples starts anew.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    spec: DataSpec,
+    kind: Kind,
+    limits: Limits,
+    /// Samples of the source, before any selection.
+    source_count: u64,
+    arrays: Vec<ArrayInfo>,
+    is_ordered: bool,
+    has_labels: bool,
+}
+
+impl Dataset {
+    /// Opens what a user named: a `data.toml`, a data file or directory, or `kind:path?key=value`; see
+    /// [`DataSpec::read`].
+    ///
+    /// # Errors
+    /// When it cannot be read, is damaged, or selects no samples.
+    pub fn open(given: &str, options: &OpenOptions) -> Result<Dataset, DataError> {
+        Self::from_spec(DataSpec::read(given)?, options)
+    }
+
+    /// Opens what a specification describes.
+    ///
+    /// # Errors
+    /// As [`Dataset::open`].
+    pub fn from_spec(mut spec: DataSpec, options: &OpenOptions) -> Result<Dataset, DataError> {
+        if let Some(take) = options.take {
+            let limit = if spec.sample.is_some() { &mut spec.sample } else { &mut spec.take };
+            *limit = Some(limit.map_or(take, |known| known.min(take)));
+        }
+        let kind = match spec.kind {
+            Some(kind) => {
+                std::fs::metadata(&spec.path).map_err(|error| DataError::read(&spec.path, error))?;
+                kind
+            }
+            None => source::sniff(&spec.path)?,
+        };
+        let limits = options.limits;
+        let mut source = source::open(kind, &spec.path, spec.labels.as_deref(), &spec.base, &limits)?;
+        let source_count = source.count();
+        if source_count == 0 {
+            return Err(DataError::invalid(&spec.path, "", "it has no samples"));
+        }
+        if selected(&spec, source_count) == Some(0) {
+            let what =
+                format!("no samples are left: it has {source_count}, and `skip` and `take` select none");
+            return Err(DataError::invalid(&spec.path, "", what));
+        }
+        let first = source.next()?;
+        let infos = source.arrays().iter().zip(&first.tensors).map(|(name, tensor)| ArrayInfo {
+            name: name.clone(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+        });
+        let arrays = infos.collect();
+        let (is_ordered, has_labels) = (source.is_ordered(), first.label.is_some());
+        let inner = Inner { spec, kind, limits, source_count, arrays, is_ordered, has_labels };
+        Ok(Dataset { inner: Arc::new(inner) })
+    }
+
+    /// What it was opened from.
+    pub fn spec(&self) -> &DataSpec {
+        &self.inner.spec
+    }
+
+    /// The kind of its source.
+    pub fn kind(&self) -> Kind {
+        self.inner.kind
+    }
+
+    /// The data file or directory.
+    pub fn path(&self) -> &Path {
+        &self.inner.spec.path
+    }
+
+    /// Arrays of a sample, before any step; labels are not among them.
+    pub fn arrays(&self) -> &[ArrayInfo] {
+        &self.inner.arrays
+    }
+
+    /// Whether samples have labels.
+    pub fn has_labels(&self) -> bool {
+        self.inner.has_labels
+    }
+
+    /// Whether arrays go to inputs by position where their names say nothing.
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.inner.is_ordered
+    }
+
+    /// Number of samples it yields; `None` when only a pass over the data tells (`split`).
+    pub fn len(&self) -> Option<u64> {
+        selected(&self.inner.spec, self.inner.source_count)
+    }
+
+    /// Never: a data set without samples does not open.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Path, kind and size, for reports.
+    pub fn describe(&self) -> String {
+        let count = self.len().unwrap_or(self.inner.source_count);
+        let text = source::describe(self.path(), self.kind(), count);
+        if self.len().is_none() { text.replacen(", ", ", a split of ", 1) } else { text }
+    }
+
+    /// Matches the data with a model's inputs; `batch` is the greatest number of samples fed together (at
+    /// least 1).
+    ///
+    /// # Errors
+    /// When names, types, ranks or sizes do not fit: with a table of both sides and what to do.
+    pub fn bind(&self, inputs: &[InputSpec], batch: usize) -> Result<Bound, DataError> {
+        Bound::new(self, inputs, batch)
+    }
+
+    /// Content hashes of all samples, in order; see [`crate::Batch::hashes`].
+    ///
+    /// # Errors
+    /// When the source cannot be opened again.
+    pub fn hashes(&self) -> Result<impl Iterator<Item = Result<[u8; 32], DataError>> + use<>, DataError> {
+        let mut samples = self.samples()?;
+        Ok(std::iter::from_fn(move || samples.next().map(|sample| sample.map(|(_, hash)| hash))))
+    }
+
+    /// A fresh stream of the selected samples.
+    pub(crate) fn samples(&self) -> Result<Samples, DataError> {
+        let Inner { spec, kind, limits, .. } = &*self.inner;
+        let mut source = source::open(*kind, &spec.path, spec.labels.as_deref(), &spec.base, limits)?;
+        if source.count() != self.inner.source_count {
+            let what = "the file changed while it was in use; run again when nothing writes to it";
+            return Err(DataError::invalid(&spec.path, "", what));
+        }
+        let mut at = 0;
+        // With a split, the samples passed over are counted among those of the split.
+        if spec.split.is_none() && spec.skip > 0 {
+            at = spec.skip.min(source.count());
+            source.skip(at)?;
+        }
+        let random = blake3::Hasher::new_derive_key("optix: samples drawn from a data set")
+            .update(&spec.seed.to_le_bytes())
+            .finalize_xof();
+        Ok(Samples {
+            dataset: self.clone(),
+            skip: if spec.split.is_some() { spec.skip } else { 0 },
+            wanted: self.len().or(spec.take),
+            source,
+            at,
+            taken: 0,
+            random,
+            done: false,
+        })
+    }
+
+    /// A complaint about the specification as a whole.
+    pub(crate) fn complain(&self, what: impl AsRef<str>) -> DataError {
+        DataError::Mismatch {
+            path: crate::error::shown(self.path()),
+            what: crate::error::escape_lines(what.as_ref()),
+        }
+    }
+
+    pub(crate) fn spec_error(&self, message: String) -> DataError {
+        let origin = crate::error::shown(self.path());
+        let message = crate::error::escape_lines(&message);
+        SpecError { origin, line_column: None, message, excerpt: String::new() }.into()
+    }
+}
+
+/// Number of samples a selection leaves of `count`.
+fn selected(spec: &DataSpec, count: u64) -> Option<u64> {
+    let left = count.saturating_sub(spec.skip);
+    match (spec.split, spec.take.or(spec.sample)) {
+        (Some(_), _) => None,
+        (None, Some(limit)) => Some(left.min(limit)),
+        (None, None) => Some(left),
+    }
+}
+
+/// Whether a hash falls into a part of the hash space.
+fn in_split(hash: &[u8; 32], (from, to): (f64, f64)) -> bool {
+    let [a, b, c, d, e, f, ..] = *hash;
+    // 48 bits: exact in a double.
+    let place = u64::from_be_bytes([0, 0, a, b, c, d, e, f]) as f64 / (1u64 << 48) as f64;
+    from <= place && place < to
+}
+
+/// The selected samples of a data set, with their hashes.
+pub(crate) struct Samples {
+    dataset: Dataset,
+    source: Box<dyn Source>,
+    /// Samples of a split still to pass over.
+    skip: u64,
+    /// Samples to yield; `None` for all.
+    wanted: Option<u64>,
+    /// Index in the source.
+    at: u64,
+    taken: u64,
+    random: blake3::OutputReader,
+    done: bool,
+}
+
+impl Samples {
+    /// Index of the next sample among those yielded.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    fn advance(&mut self) -> Result<Option<(Sample, [u8; 32])>, DataError> {
+        let count = self.source.count();
+        while self.at < count && self.wanted.is_none_or(|wanted| self.taken < wanted) {
+            if self.dataset.spec().sample.is_some() && !self.draw(count) {
+                self.source.skip(1)?;
+                self.at = self.at.saturating_add(1);
+                continue;
+            }
+            let sample = self.source.next()?;
+            self.at = self.at.saturating_add(1);
+            let hash = source::hash(self.source.arrays(), &sample);
+            if self.dataset.spec().split.is_some_and(|split| !in_split(&hash, split)) {
+                continue;
+            }
+            if self.skip > 0 {
+                self.skip = self.skip.saturating_sub(1);
+                continue;
+            }
+            self.taken = self.taken.saturating_add(1);
+            return Ok(Some((sample, hash)));
+        }
+        if self.at == count {
+            self.source.finish()?;
+        }
+        if self.taken == 0 {
+            let what = "no samples are left: none falls into `split` behind `skip`";
+            return Err(DataError::invalid(self.dataset.path(), "", what));
+        }
+        Ok(None)
+    }
+
+    /// Selection sampling (Knuth, The Art of Computer Programming 3.4.2, algorithm S): takes each sample
+    /// with the probability that those still wanted have among those still to come.
+    fn draw(&mut self, count: u64) -> bool {
+        let left = u128::from(count.saturating_sub(self.at));
+        let wanted = u128::from(self.wanted.unwrap_or(u64::MAX).saturating_sub(self.taken));
+        let mut bytes = [0; 8];
+        self.random.fill(&mut bytes);
+        u128::from(u64::from_le_bytes(bytes)).saturating_mul(left) >> 64 < wanted
+    }
+}
+
+impl Iterator for Samples {
+    type Item = Result<(Sample, [u8; 32]), DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let next = self.advance().transpose();
+        self.done = !matches!(next, Some(Ok(_)));
+        next
+    }
+}

@@ -1,0 +1,358 @@
+//! `data.toml`: what a data set is and what is done to each sample before it is fed.
+//!
+//! ```toml
+//! [source]                      # kind: idx npz npy onnx-tests; paths relative to this file
+//! kind = "idx"                  # found out from the contents when left out
+//! path = "train-images-idx3-ubyte.gz"
+//! labels = "train-labels-idx1-ubyte.gz"   # a file; for npz and npy directories the name of an array
+//! skip = 100                    # passes over the first samples
+//! take = 512                    # and uses so many of the rest
+//! # sample = 512                # instead of take: so many drawn at random, in their order,
+//! # seed = 0                    # always the same ones for the same seed
+//! # split = [0.0, 0.8]          # only samples whose content hash falls there, as a share of 1: data sets
+//!                               # with [0.0, 0.8] and [0.8, 1.0] never share a sample
+//! [input.image]                 # one table per model input; a single-input model may use [input] alone
+//! steps = [ { to-float = {} }, { scale = 0.003921569 }, { layout = "nchw" } ]
+//! # from = "x"                  # the source's name of the array, where it is another than the input's
+//! ```
+//!
+//! The steps are those of [`Step`].
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use optix_base::escape_for_terminal;
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
+
+use crate::error::{DataError, SpecError, shown};
+use crate::input::{open_plain, read_at_most};
+use crate::source::Kind;
+use crate::steps::Step;
+
+/// Specifications larger than this are refused unread: no honest one comes near.
+pub const MAX_SPEC_BYTES: u64 = 1 << 20;
+
+/// What a data set is: a parsed `data.toml`, or what stands for it when only a path is given.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DataSpec {
+    /// The kind; `None` to find it out from the contents.
+    pub kind: Option<Kind>,
+    /// The data file or directory.
+    pub path: PathBuf,
+    /// Labels: a file relative to `base`, or the name of an array.
+    pub labels: Option<String>,
+    /// What relative label files are relative to.
+    pub base: PathBuf,
+    /// Samples passed over first.
+    pub skip: u64,
+    /// At most so many samples.
+    pub take: Option<u64>,
+    /// So many samples drawn at random.
+    pub sample: Option<u64>,
+    /// Seed of that draw.
+    pub seed: u64,
+    /// Share of the hash space, from and to, within 0 to 1.
+    pub split: Option<(f64, f64)>,
+    /// What is done to each input; a table without a name is for the only input.
+    pub inputs: Vec<InputSteps>,
+}
+
+/// What is done to one input.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InputSteps {
+    /// The model's input; `None` for the only one.
+    pub name: Option<String>,
+    /// The source's name of the array, when it is another.
+    pub from: Option<String>,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+}
+
+/// The best of `candidates` for a misspelt `name`, as the end of a sentence; empty when none is near.
+pub(crate) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    let near = candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(score, _)| *score > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    near.map_or_else(String::new, |(_, candidate)| format!("; did you mean `{candidate}`?"))
+}
+
+/// A text being parsed, for errors that point into it.
+struct Text<'a> {
+    text: &'a str,
+    origin: &'a str,
+}
+
+impl Text<'_> {
+    fn error(&self, span: Option<Range<usize>>, message: impl AsRef<str>) -> SpecError {
+        let at = span.map(|span| span.start.min(self.text.len()));
+        let split = at.and_then(|at| self.text.split_at_checked(at));
+        let (line_column, excerpt) = match split {
+            None => (None, String::new()),
+            Some((before, after)) => {
+                let line = before.matches('\n').count().saturating_add(1);
+                let start = before.rsplit('\n').next().unwrap_or_default();
+                let column = start.chars().count().saturating_add(1);
+                let rest = after.split(['\n', '\r']).next().unwrap_or_default();
+                let shown: String = start.chars().chain(rest.chars()).take(160).collect();
+                let gutter = " ".repeat(line.to_string().len());
+                let caret = " ".repeat(column.min(160).saturating_sub(1));
+                let shown = shown.replace('\t', " ");
+                let excerpt =
+                    format!("{gutter} |\n{line} | {}\n{gutter} | {caret}^", escape_for_terminal(&shown));
+                (Some((line, column)), excerpt)
+            }
+        };
+        let message = crate::error::escape_lines(message.as_ref());
+        SpecError { origin: self.origin.to_owned(), line_column, message, excerpt }
+    }
+
+    fn toml_error(&self, error: &toml::de::Error) -> SpecError {
+        let message = error.message().trim().to_owned();
+        let hint = message
+            .strip_prefix("unknown field `")
+            .or_else(|| message.strip_prefix("unknown variant `"))
+            .and_then(|rest| rest.split_once('`'))
+            // The names serde expects stand between backticks behind the unknown one.
+            .map(|(name, rest)| did_you_mean(name, rest.split('`').skip(1).step_by(2)))
+            .unwrap_or_default();
+        self.error(error.span(), format!("{message}{hint}"))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Root {
+    source: SourceTable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct SourceTable {
+    kind: Option<Spanned<String>>,
+    path: Spanned<PathBuf>,
+    labels: Option<Spanned<String>>,
+    #[serde(default)]
+    skip: u64,
+    take: Option<Spanned<u64>>,
+    sample: Option<Spanned<u64>>,
+    seed: Option<Spanned<u64>>,
+    split: Option<Spanned<[f64; 2]>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct InputTable {
+    from: Option<String>,
+    #[serde(default)]
+    steps: Vec<Spanned<Step>>,
+}
+
+/// Kinds that have their place in the format but no reader yet.
+const LATER: [&str; 6] = ["images", "csv", "text", "jsonl", "wav", "command"];
+
+fn kind_named(name: &str) -> Result<Kind, String> {
+    Kind::from_name(name).ok_or_else(|| {
+        let known: Vec<&str> = Kind::ALL.iter().map(|(name, _)| *name).collect();
+        let list = known.join(", ");
+        if LATER.contains(&name) {
+            return format!("kind `{name}` cannot be read yet; these can: {list}");
+        }
+        format!("there is no kind `{name}`{} (the kinds: {list})", did_you_mean(name, known.iter().copied()))
+    })
+}
+
+impl DataSpec {
+    /// A data file or directory as it is, without preprocessing.
+    pub fn of_path(path: &Path) -> DataSpec {
+        DataSpec { path: path.to_owned(), ..DataSpec::default() }
+    }
+
+    /// Reads what a user gives for `--calib`, `--eval` or `--data`: a `data.toml`, a data file or directory,
+    /// or `kind:path?key=value&...` with the keys `labels`, `skip`, `take`, `sample` and `seed`.
+    ///
+    /// # Errors
+    /// When a `data.toml` cannot be read or is wrong, with the place in it.
+    pub fn read(given: &str) -> Result<DataSpec, DataError> {
+        let path = Path::new(given);
+        // A path that exists is a path, whatever characters it has.
+        if !path.exists() {
+            return Self::parse_short(given).map_err(DataError::from);
+        }
+        let inner = path.join("data.toml");
+        if path.is_dir() && inner.is_file() {
+            return Self::read_file(&inner);
+        }
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            return Self::read_file(path);
+        }
+        Ok(Self::of_path(path))
+    }
+
+    fn read_file(path: &Path) -> Result<DataSpec, DataError> {
+        let (file, length) = open_plain(path)?;
+        if length > MAX_SPEC_BYTES {
+            return Err(DataError::invalid(path, "", format!("{length} bytes are too many for a data.toml")));
+        }
+        let bytes = read_at_most(file, MAX_SPEC_BYTES).map_err(|error| DataError::read(path, error))?;
+        let text =
+            String::from_utf8(bytes).map_err(|_| DataError::invalid(path, "", "it is not UTF-8 text"))?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        Ok(Self::parse(&text, &shown(path), base)?)
+    }
+
+    /// Parses the text of a `data.toml`; `origin` names it in errors, relative paths start at `base`.
+    ///
+    /// # Errors
+    /// On anything that is not such a text, with line and column.
+    pub fn parse(text: &str, origin: &str, base: &Path) -> Result<DataSpec, SpecError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let source = Text { text, origin };
+        let fail = |error: toml::de::Error| source.toml_error(&error);
+        let root = DeTable::parse(text).map_err(fail)?;
+        let span = root.span();
+        let mut root = root.into_inner();
+        let input = root.remove("input");
+        if let Some((key, _)) = root.iter().find(|(key, _)| key.get_ref() != "source") {
+            let hint = did_you_mean(key.get_ref(), ["source", "input"]);
+            let message =
+                format!("unknown key `{}`{hint} (the tables are [source] and [input])", key.get_ref());
+            return Err(source.error(Some(key.span()), message));
+        }
+        if root.is_empty() {
+            return Err(source.error(None, "there is no [source] table, which says where the data are"));
+        }
+        let root = Root::deserialize(ValueDeserializer::from(Spanned::new(span, DeValue::Table(root))));
+        let table = root.map_err(fail)?.source;
+        let mut spec = check_source(&source, table, base)?;
+        if let Some(input) = input {
+            spec.inputs = read_inputs(&source, input)?;
+        }
+        Ok(spec)
+    }
+
+    /// Parses `kind:path?key=value&...`.
+    fn parse_short(given: &str) -> Result<DataSpec, SpecError> {
+        let source = Text { text: "", origin: given };
+        let origin = escape_for_terminal(given).into_owned();
+        let fail = |message: String| SpecError { origin: origin.clone(), ..source.error(None, message) };
+        let (place, options) = given.split_once('?').unwrap_or((given, ""));
+        let mut spec = match place.split_once(':') {
+            Some((kind, path)) if !kind.contains(['/', '.']) => {
+                DataSpec { kind: Some(kind_named(kind).map_err(fail)?), ..Self::of_path(Path::new(path)) }
+            }
+            _ => Self::of_path(Path::new(place)),
+        };
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            let (key, value) = option.split_once('=').unwrap_or((option, ""));
+            let number = || {
+                value.parse::<u64>().map_err(|_| fail(format!("`{key}` needs a whole number, not `{value}`")))
+            };
+            match key {
+                "labels" => spec.labels = Some(value.to_owned()),
+                "skip" => spec.skip = number()?,
+                "take" => spec.take = Some(number()?),
+                "sample" => spec.sample = Some(number()?),
+                "seed" => spec.seed = number()?,
+                _ => {
+                    let known = ["labels", "skip", "take", "sample", "seed"];
+                    let hint = did_you_mean(key, known);
+                    return Err(fail(format!(
+                        "there is no option `{key}`{hint} (the options: {})",
+                        known.join(", ")
+                    )));
+                }
+            }
+        }
+        if spec.take.is_some() && spec.sample.is_some() {
+            return Err(fail(TAKE_AND_SAMPLE.to_owned()));
+        }
+        Ok(spec)
+    }
+}
+
+const TAKE_AND_SAMPLE: &str = "`take` and `sample` both say how many samples are used: leave one out";
+
+fn check_source(source: &Text<'_>, table: SourceTable, base: &Path) -> Result<DataSpec, SpecError> {
+    let kind = match &table.kind {
+        Some(kind) => Some(kind_named(kind.get_ref()).map_err(|what| source.error(Some(kind.span()), what))?),
+        None => None,
+    };
+    if table.path.get_ref().as_os_str().is_empty() {
+        return Err(source.error(Some(table.path.span()), "`path` is empty"));
+    }
+    for (key, value) in [("take", &table.take), ("sample", &table.sample)] {
+        if let Some(value) = value.as_ref().filter(|value| *value.get_ref() == 0) {
+            return Err(source.error(Some(value.span()), format!("`{key} = 0` leaves no samples")));
+        }
+    }
+    if let (Some(_), Some(sample)) = (&table.take, &table.sample) {
+        return Err(source.error(Some(sample.span()), TAKE_AND_SAMPLE));
+    }
+    if let (None, Some(seed)) = (&table.sample, &table.seed) {
+        return Err(source.error(Some(seed.span()), "`seed` is for `sample`, which is not given"));
+    }
+    if let Some(split) = &table.split {
+        let [from, to] = *split.get_ref();
+        if !(0.0 <= from && from < to && to <= 1.0) {
+            let message = "`split` is a part of 0 to 1, such as [0.0, 0.8]";
+            return Err(source.error(Some(split.span()), message));
+        }
+        if let Some(sample) = &table.sample {
+            let message = "`sample` needs the number of samples ahead, which `split` leaves open: use `take`";
+            return Err(source.error(Some(sample.span()), message));
+        }
+    }
+    Ok(DataSpec {
+        kind,
+        path: base.join(table.path.get_ref()),
+        labels: table.labels.map(Spanned::into_inner),
+        base: base.to_owned(),
+        skip: table.skip,
+        take: table.take.map(Spanned::into_inner),
+        sample: table.sample.map(Spanned::into_inner),
+        seed: table.seed.map_or(0, Spanned::into_inner),
+        split: table.split.map(|split| split.into_inner().into()),
+        inputs: Vec::new(),
+    })
+}
+
+fn read_inputs(source: &Text<'_>, input: Spanned<DeValue<'_>>) -> Result<Vec<InputSteps>, SpecError> {
+    let span = input.span();
+    let DeValue::Table(table) = input.into_inner() else {
+        return Err(source.error(Some(span), "`input` must be a table: write `[input]` or `[input.NAME]`"));
+    };
+    // `[input]` alone has the keys of a table of steps; an input may have the name of such a key only when
+    // its value is a table.
+    let is_own = |value: &Spanned<DeValue<'_>>| !matches!(value.get_ref(), DeValue::Table(_));
+    if table.iter().any(|(_, value)| is_own(value)) {
+        return Ok(vec![read_input(source, None, Spanned::new(span, DeValue::Table(table)))?]);
+    }
+    let mut inputs = Vec::new();
+    for (name, value) in table {
+        inputs.push((name.span().start, read_input(source, Some(name.get_ref().to_string()), value)?));
+    }
+    // In the order of the text.
+    inputs.sort_by_key(|(start, _)| *start);
+    Ok(inputs.into_iter().map(|(_, input)| input).collect())
+}
+
+fn read_input(
+    source: &Text<'_>,
+    name: Option<String>,
+    value: Spanned<DeValue<'_>>,
+) -> Result<InputSteps, SpecError> {
+    let table = InputTable::deserialize(ValueDeserializer::from(value));
+    let table = table.map_err(|error| source.toml_error(&error))?;
+    for step in &table.steps {
+        step.get_ref().check().map_err(|what| source.error(Some(step.span()), what))?;
+    }
+    Ok(InputSteps {
+        name,
+        from: table.from,
+        steps: table.steps.into_iter().map(Spanned::into_inner).collect(),
+    })
+}

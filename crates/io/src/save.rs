@@ -1,0 +1,197 @@
+//! Saving a model: streamed, and whole or not at all.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use optix_base::OutFile;
+use optix_ir::Model;
+
+use crate::error::IoError;
+use crate::load::Format;
+use crate::source::{SourceFile, write_payload};
+use crate::{onnx, proto, safetensors};
+
+/// Whether weights go to a data file beside an ONNX model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ExternalData {
+    /// Those that came from one; all over 1 KiB when the model would be over 2 GiB.
+    #[default]
+    Auto,
+    /// All over 1 KiB.
+    Always,
+    /// None.
+    Never,
+}
+
+/// How to save.
+#[derive(Clone, Debug, Default)]
+pub struct SaveOptions {
+    /// The files that the model was loaded from. They must be unchanged, and the output may be none of
+    /// them, unless `in_place`.
+    pub inputs: Vec<SourceFile>,
+    /// Allows the output to replace an input.
+    pub in_place: bool,
+    /// Whether weights go to a data file.
+    pub external_data: ExternalData,
+    /// The format; by default what the path's name says, else what the model came in.
+    pub format: Option<Format>,
+}
+
+/// What was written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SaveStats {
+    /// Files in the order they appeared, the one to load last.
+    pub files: Vec<PathBuf>,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// Saves a model. Weights that nobody changed go from file to file without being loaded.
+///
+/// # Errors
+/// When the target is no place for a file, the disk is full, an input was changed meanwhile, or the format
+/// cannot hold the model. Nothing has changed then.
+pub fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<SaveStats, IoError> {
+    match options.format.unwrap_or_else(|| format_of(model, path)) {
+        Format::Onnx => save_onnx(model, path, options),
+        Format::Safetensors => safetensors::save_file(model, path, options),
+        Format::SafetensorsDirectory => safetensors::save_directory(model, path, options),
+    }
+}
+
+fn format_of(model: &Model, path: &Path) -> Format {
+    let extension = path.extension().unwrap_or_default();
+    if extension == "onnx" {
+        Format::Onnx
+    } else if extension == "safetensors" {
+        Format::Safetensors
+    } else {
+        safetensors::format_of(model).unwrap_or(Format::Onnx)
+    }
+}
+
+/// The encoding of a model as one ONNX file, all weights inside, as segments in order. Payloads are shared
+/// with the model, not copied.
+///
+/// # Errors
+/// When it would be over 2 GiB.
+pub fn onnx_segments(model: &Model) -> Result<Vec<Bytes>, IoError> {
+    let (message, _) = onnx::write(model, onnx::External::Nothing, "");
+    proto::encode(&message).ok_or_else(|| IoError::Unwritable { path: PathBuf::new(), what: TOO_LARGE.to_owned() })
+}
+
+/// The encoding of a model as one ONNX file, all weights inside.
+///
+/// # Errors
+/// When it would be over 2 GiB.
+pub fn onnx_bytes(model: &Model) -> Result<Bytes, IoError> {
+    let segments = onnx_segments(model)?;
+    Ok(match segments.as_slice() {
+        [only] => only.clone(),
+        several => several.concat().into(),
+    })
+}
+
+const TOO_LARGE: &str =
+    "it would be over 2 GiB, more than one ONNX file can hold, even with its weights in a data file";
+
+/// Checks that a model can be saved there, before the work that ends in saving it.
+///
+/// # Errors
+/// As [`save`].
+pub fn check_target(path: &Path, options: &SaveOptions) -> Result<(), IoError> {
+    if options.format == Some(Format::SafetensorsDirectory) {
+        return safetensors::check_directory(path, options);
+    }
+    check_file(path, options)
+}
+
+/// Checks that a file can appear there, and is none of the inputs.
+pub(crate) fn check_file(path: &Path, options: &SaveOptions) -> Result<(), IoError> {
+    let inputs: Vec<&Path> = options.inputs.iter().map(SourceFile::path).collect();
+    Ok(OutFile::check(path, if options.in_place { &[] } else { &inputs })?)
+}
+
+/// Checks the inputs once more, right before something made from them appears.
+pub(crate) fn check_inputs(options: &SaveOptions, used: &[SourceFile]) -> Result<(), IoError> {
+    options.inputs.iter().chain(used).try_for_each(SourceFile::check_unchanged)
+}
+
+fn save_onnx(model: &Model, path: &Path, options: &SaveOptions) -> Result<SaveStats, IoError> {
+    check_file(path, options)?;
+    let unwritable = |what: &str| IoError::Unwritable { path: path.to_owned(), what: what.to_owned() };
+    let mut data_name = path.file_name().unwrap_or_default().to_owned();
+    data_name.push(".data");
+    let location = data_name.to_str().ok_or_else(|| unwritable("its name is not UTF-8"))?;
+    let wanted = match options.external_data {
+        ExternalData::Auto => onnx::External::AsRead,
+        ExternalData::Always => onnx::External::Everything,
+        ExternalData::Never => onnx::External::Nothing,
+    };
+    let (mut message, mut data) = onnx::write(model, wanted, location);
+    if proto::encoded_len(&message).is_none() && options.external_data == ExternalData::Auto {
+        (message, data) = onnx::write(model, onnx::External::Everything, location);
+    }
+    let size = proto::encoded_len(&message).ok_or_else(|| {
+        unwritable(match options.external_data {
+            ExternalData::Never => "it would be over 2 GiB; let its weights go to a data file",
+            _ => TOO_LARGE,
+        })
+    })?;
+    let segments = proto::encode(&message).ok_or_else(|| unwritable(TOO_LARGE))?;
+    drop(message);
+
+    let mut used = Vec::new();
+    let mut stats = SaveStats::default();
+    let mut data_file = None;
+    if !data.pieces.is_empty() {
+        let target = path.with_file_name(&data_name);
+        check_file(&target, options)?;
+        let mut out = OutFile::create(&target)?;
+        out.reserve(data.length.saturating_add(u64::from(size)))?;
+        write_data(&data, out.file(), &mut used).map_err(|error| out.error(error))?;
+        out.sync()?;
+        data_file = Some((target, out));
+        stats.bytes = data.length;
+    }
+    let mut out = OutFile::create(path)?;
+    out.reserve(u64::from(size))?;
+    for segment in &segments {
+        let source = write_payload(segment, out.file()).map_err(|error| out.error(error))?;
+        note(&mut used, source);
+    }
+    out.sync()?;
+    check_inputs(options, &used)?;
+    // What is referred to appears before what refers to it.
+    if let Some((target, out)) = data_file {
+        out.commit()?;
+        stats.files.push(target);
+    }
+    out.commit()?;
+    stats.files.push(path.to_owned());
+    stats.bytes = stats.bytes.saturating_add(u64::from(size));
+    Ok(stats)
+}
+
+fn write_data(data: &onnx::DataFile, out: &mut File, used: &mut Vec<SourceFile>) -> io::Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut at = 0u64;
+    for (offset, payload) in &data.pieces {
+        let gap = usize::try_from(offset.saturating_sub(at)).unwrap_or_default();
+        out.write_all(ZEROS.get(..gap).ok_or(io::ErrorKind::InvalidInput)?)?;
+        note(used, write_payload(payload, out)?);
+        at = offset.saturating_add(payload.len() as u64);
+    }
+    Ok(())
+}
+
+/// Remembers a file that was copied from, once.
+pub(crate) fn note(used: &mut Vec<SourceFile>, source: Option<SourceFile>) {
+    if let Some(source) = source
+        && !used.iter().any(|known| known.is_same(&source))
+    {
+        used.push(source);
+    }
+}

@@ -1,0 +1,123 @@
+//! What passes may ask of an engine, answered by [`Engine`]s.
+
+use optix_ir::{Model, Tensor, ValueId};
+use optix_pipeline::{Batch, Batches, Oracle, OracleError, Visitor};
+
+use crate::engine::{Engine, LoadOptions, Session};
+use crate::error::RuntimeError;
+
+/// An engine as passes see it.
+pub struct EngineOracle {
+    engine: Box<dyn Engine>,
+    options: LoadOptions,
+}
+
+impl EngineOracle {
+    /// An oracle over an engine; models are loaded with `options`.
+    pub fn new(engine: Box<dyn Engine>, options: LoadOptions) -> EngineOracle {
+        EngineOracle { engine, options }
+    }
+
+    /// A session of a model, and the ids of its outputs.
+    fn load(&self, model: &Model) -> Result<(Box<dyn Session>, Vec<ValueId>), OracleError> {
+        let session = self.engine.load(model, &self.options)?;
+        let outputs = model.graph(model.main()).outputs().iter().map(|output| output.value).collect();
+        Ok((session, outputs))
+    }
+}
+
+impl From<RuntimeError> for OracleError {
+    fn from(error: RuntimeError) -> OracleError {
+        match error {
+            RuntimeError::Unsupported { engine, nodes } => {
+                OracleError::Unsupported { engine, nodes: nodes.iter().map(ToString::to_string).collect() }
+            }
+            RuntimeError::Node { node, source } => OracleError::Node { node, what: source.to_string() },
+            RuntimeError::Internal { node, what } => OracleError::Internal { node, what },
+            RuntimeError::Environment(what) => OracleError::Environment(what),
+            error @ (RuntimeError::Feed { .. } | RuntimeError::UnknownValue(_) | RuntimeError::Stopped(_)) => {
+                OracleError::Feeds(error.to_string())
+            }
+        }
+    }
+}
+
+/// Feeds by name as feeds by value. What the model does not take as input is an error.
+fn by_value(model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<(ValueId, Tensor)>, OracleError> {
+    let inputs = model.graph(model.main()).inputs();
+    feeds
+        .iter()
+        .map(|(name, tensor)| {
+            let input = inputs.iter().find(|input| model.value(input.value).name() == name);
+            match input {
+                Some(input) => Ok((input.value, tensor.clone())),
+                None => {
+                    let names: Vec<&str> = inputs.iter().map(|input| model.value(input.value).name()).collect();
+                    let names = names.join("`, `");
+                    Err(OracleError::Feeds(format!("the model has no input `{name}`; it has `{names}`")))
+                }
+            }
+        })
+        .collect()
+}
+
+impl Oracle for EngineOracle {
+    fn describe(&self) -> String {
+        format!("{} {} ({})", self.engine.name(), self.engine.version(), self.engine.device())
+    }
+
+    fn observe(
+        &mut self,
+        model: &Model,
+        wanted: &[ValueId],
+        batches: Batches<'_>,
+        visit: Visitor<'_>,
+    ) -> Result<u64, OracleError> {
+        let (mut session, _) = self.load(model)?;
+        let mut samples = 0;
+        for batch in batches {
+            let batch = batch?;
+            let feeds = by_value(model, &batch.feeds)?;
+            // The visitor's own error is kept aside and handed back unchanged.
+            let mut refused = None;
+            let result = session.run_with(&feeds, wanted, &mut |value, tensor| {
+                visit(value, tensor).map_err(|error| {
+                    let text = error.to_string();
+                    refused = Some(error);
+                    RuntimeError::Stopped(text)
+                })
+            });
+            match refused {
+                Some(error) => return Err(error),
+                None => result?,
+            }
+            samples += batch.count as u64;
+        }
+        Ok(samples)
+    }
+
+    fn outputs(&mut self, model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, OracleError> {
+        let (mut session, outputs) = self.load(model)?;
+        Ok(session.run(&by_value(model, feeds)?, &outputs)?)
+    }
+
+    fn compare(
+        &mut self,
+        reference: &Model,
+        candidate: &Model,
+        batches: Batches<'_>,
+        visit: &mut dyn FnMut(&Batch, &[Tensor], &[Tensor]) -> Result<(), OracleError>,
+    ) -> Result<u64, OracleError> {
+        let (mut expected, expected_outputs) = self.load(reference)?;
+        let (mut found, found_outputs) = self.load(candidate)?;
+        let mut samples = 0;
+        for batch in batches {
+            let batch = batch?;
+            let left = expected.run(&by_value(reference, &batch.feeds)?, &expected_outputs)?;
+            let right = found.run(&by_value(candidate, &batch.feeds)?, &found_outputs)?;
+            visit(&batch, &left, &right)?;
+            samples += batch.count as u64;
+        }
+        Ok(samples)
+    }
+}

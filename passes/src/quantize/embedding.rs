@@ -1,0 +1,92 @@
+//! Embedding tables: constants that Gather reads rows of.
+//!
+//! Rounding a table costs no calibration and, since only the rows read are turned back into float, no
+//! time. The table becomes int8 and the `DequantizeLinear` goes behind the Gather, with one scale for the
+//! whole table: a scale a row would have to be gathered too.
+
+use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, Use, ValueId};
+use optix_pipeline::{Cx, Layer, PassError};
+
+use super::affine::{Affine, channel_maxima, quantize_weights};
+use super::rewrite::drop_unused;
+
+/// Tables below this many elements are not worth a node.
+const SMALLEST: usize = 4096;
+
+/// Quantizes the tables that only Gather reads, along their first axis.
+pub(super) fn quantize_tables(
+    model: &mut Model,
+    cx: &mut Cx<'_>,
+    wanted: &dyn Fn(&Model, NodeId) -> Result<(), String>,
+) -> Result<(), PassError> {
+    let main = model.main();
+    let tables: Vec<ValueId> = model.graph(main).initializers().to_vec();
+    for table in tables {
+        let Some(tensor) = model.value(table).constant().cloned() else { continue };
+        if tensor.dtype() != DType::F32 || tensor.rank() != 2 || tensor.len() < SMALLEST {
+            continue;
+        }
+        let users: Vec<NodeId> = model
+            .value(table)
+            .uses()
+            .iter()
+            .filter_map(|used| match used {
+                Use::Node(node, 0) if is_row_gather(model, *node, main) => Some(*node),
+                _ => None,
+            })
+            .collect();
+        if users.is_empty() || users.len() != model.value(table).uses().len() {
+            continue;
+        }
+        if let Some(reason) = users.iter().find_map(|&user| wanted(model, user).err()) {
+            cx.skip(model, users[0], reason);
+            continue;
+        }
+        let floats = tensor.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
+        if floats.iter().any(|weight| !weight.is_finite()) {
+            cx.skip(model, users[0], "its table holds NaN or infinite values");
+            continue;
+        }
+        if !cx.may_edit("quantize-table") {
+            return Ok(());
+        }
+        let scale = Affine::symmetric_int8(channel_maxima(&floats, tensor.shape(), None)[0]).scale;
+        let quantized = quantize_weights(&floats, tensor.shape(), None, vec![scale]);
+        let sqnr = quantized.sqnr_db();
+        let name = model.value(table).name().to_owned();
+        let integers = model.add_constant(main, &format!("{name}_quantized"), quantized.integers);
+        let scale = model.add_constant(main, &format!("{name}_scale"), Tensor::scalar(scale));
+        let zero_point = model.add_constant(main, &format!("{name}_zero_point"), Tensor::scalar(0i8));
+        for user in users {
+            let Some(rows) = model.node(user).output(0) else { continue };
+            let (node, op) = optix_pipeline::naming::node_and_op(model, user);
+            let rows_name = model.value(rows).name().to_owned();
+            let dequantize = Node::new("DequantizeLinear", [rows, scale, zero_point])
+                .named(&format!("{rows_name}_DequantizeLinear"));
+            let hint = format!("{rows_name}_dequantized");
+            let (dequantize, dequantized) = model.add_node(main, Position::After(user), dequantize, &hint);
+            let ty = model.value_mut(rows).ty.take();
+            model.value_mut(dequantized).ty = ty;
+            model.replace_value(rows, dequantized)?;
+            model.set_input(dequantize, 0, Some(rows));
+            model.set_input(user, 0, Some(integers));
+            cx.layer(Layer {
+                node,
+                op,
+                action: "int8 table".to_owned(),
+                bytes_before: tensor.bytes().len() as u64,
+                bytes_after: tensor.len() as u64 + 5,
+                weight_sqnr_db: sqnr,
+                ..Layer::default()
+            });
+            cx.count("tables quantized", 1);
+        }
+        drop_unused(model, [table]);
+    }
+    Ok(())
+}
+
+fn is_row_gather(model: &Model, id: NodeId, graph: optix_ir::GraphId) -> bool {
+    let node = model.node(id);
+    node.is("Gather") && node.graph() == graph && node.int("axis").unwrap_or(0) == 0
+}

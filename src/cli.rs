@@ -1,0 +1,290 @@
+//! The command line: what may be typed, and its help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Makes trained models smaller and faster, and proves what that cost.
+#[derive(Debug, Parser)]
+#[command(name = "optix", version, disable_help_subcommand = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// When to use colour or show progress.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Engine that runs models (`optix engines` lists them).
+    #[arg(long, global = true, value_name = "NAME", default_value = "cpu")]
+    pub engine: String,
+    /// Threads the engine may use; 0 for as many as there are. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Seed of everything random; a recipe's own seed counts unless this is given.
+    #[arg(long, global = true, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Raise limits on what a file may make us do: name=value,...
+    #[arg(long, global = true, value_name = "LIMITS", default_value = "")]
+    pub limits: String,
+    /// Read files instead of mapping them.
+    #[arg(long, global = true)]
+    pub no_mmap: bool,
+    /// Only errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More: every layer, every node left alone.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Progress bars on stderr for what takes longer than a second.
+    #[arg(long, global = true, value_enum, default_value_t = When::Auto, value_name = "WHEN")]
+    pub progress: When,
+}
+
+/// Where results go.
+#[derive(Clone, Debug, Args)]
+pub struct Output {
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE", required_unless_present = "in_place")]
+    pub output: Option<PathBuf>,
+    /// Replace the input.
+    #[arg(long, conflicts_with = "output")]
+    pub in_place: bool,
+    /// Put tensors of 1 KiB and more into a file beside the model.
+    #[arg(long)]
+    pub external_data: bool,
+    /// Keep the output when a requirement is missed.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub keep_failed: bool,
+    /// Write a report: .json, .md or .html; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    pub report: Vec<PathBuf>,
+    /// Print the report as JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Data and thresholds of a run.
+#[derive(Clone, Debug, Args)]
+pub struct Data {
+    /// Calibration data: a data file, a directory or a data.toml.
+    #[arg(long, value_name = "DATA")]
+    pub calib: Option<PathBuf>,
+    /// Use at most so many calibration samples.
+    #[arg(long, value_name = "N")]
+    pub calib_samples: Option<u64>,
+    /// Evaluation data: the report compares the model before and after on them.
+    #[arg(long, value_name = "DATA")]
+    pub eval: Option<PathBuf>,
+    /// Use at most so many evaluation samples.
+    #[arg(long, value_name = "N")]
+    pub eval_samples: Option<u64>,
+    /// Exit with 1 when a threshold is missed: accuracy-drop=POINTS, agreement=SHARE, sqnr-db=DB or
+    /// size-ratio=RATIO; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub require: Vec<String>,
+}
+
+/// Looking at the passes at work.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Debugging")]
+pub struct Debugging {
+    /// Verify the model after every pass.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub verify_each: bool,
+    /// After every pass that promises numerics, compare results on random inputs.
+    #[arg(long)]
+    pub check: bool,
+    /// Print the model's text after this step, or after `all`.
+    #[arg(long, value_name = "STEP")]
+    pub print_after: Option<String>,
+    /// Write the model after every step into this directory.
+    #[arg(long, value_name = "DIR")]
+    pub dump_dir: Option<PathBuf>,
+    /// Print how long every step took.
+    #[arg(long)]
+    pub timing: bool,
+    /// Apply only the first N rewrites, to find the one that hurts.
+    #[arg(long, value_name = "N")]
+    pub stop_after_patch: Option<u64>,
+    /// Print the recipe and do nothing.
+    #[arg(long)]
+    pub print_recipe: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what is in a model.
+    Inspect {
+        /// ONNX file, safetensors file or directory.
+        model: PathBuf,
+        /// One JSON document.
+        #[arg(long, conflicts_with = "text")]
+        json: bool,
+        /// ONNX's text form; large tensors are summed up.
+        #[arg(long)]
+        text: bool,
+    },
+    /// Run a recipe over a model.
+    Run {
+        /// A recipe file, or the name of a built-in one (`optix recipes`).
+        recipe: String,
+        /// ONNX file.
+        model: PathBuf,
+        /// Set an option of a step; may be repeated.
+        #[arg(long, value_name = "STEP.OPTION=VALUE")]
+        set: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        debugging: Debugging,
+    },
+    /// Quantize a model to 8 bits.
+    Quantize {
+        /// ONNX file.
+        model: PathBuf,
+        /// Static needs calibration data (`--calib`); dynamic works out ranges while the model runs.
+        /// [default: static with --calib, dynamic without]
+        #[arg(long, value_enum)]
+        method: Option<Method>,
+        /// One scale for each output channel of the weights.
+        #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+        per_channel: Option<bool>,
+        /// How ranges of activations are chosen.
+        #[arg(long, value_name = "min-max|mse")]
+        observer: Option<String>,
+        /// Integer type of activations.
+        #[arg(long, value_name = "uint8|int8")]
+        activation_type: Option<String>,
+        /// Leave nodes of this name alone, `*` for any run of characters; may be repeated.
+        #[arg(long, value_name = "NAME")]
+        exclude: Vec<String>,
+        /// Set an option of a step; may be repeated.
+        #[arg(long, value_name = "STEP.OPTION=VALUE")]
+        set: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        debugging: Debugging,
+    },
+    /// Run a model over data and keep its outputs.
+    Infer {
+        /// ONNX file.
+        model: PathBuf,
+        /// Data file, directory or data.toml.
+        #[arg(long, value_name = "DATA")]
+        data: PathBuf,
+        /// The .npz to write.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Keep this value, of any node, instead of the outputs; may be repeated.
+        #[arg(long, value_name = "VALUE")]
+        want: Vec<String>,
+        /// Use at most so many samples.
+        #[arg(long, value_name = "N")]
+        samples: Option<u64>,
+    },
+    /// Measure a model on data.
+    Eval {
+        /// ONNX file.
+        model: PathBuf,
+        /// Data file, directory or data.toml.
+        #[arg(long, value_name = "DATA")]
+        data: PathBuf,
+        /// topN, such as top1 or top5.
+        #[arg(long, default_value = "top1", value_name = "METRIC")]
+        metric: String,
+        /// Compare with this model on the same samples.
+        #[arg(long, value_name = "MODEL")]
+        vs: Option<PathBuf>,
+        /// Use at most so many samples.
+        #[arg(long, value_name = "N")]
+        samples: Option<u64>,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where two models part, value by value.
+    Compare {
+        /// The reference.
+        a: PathBuf,
+        /// The other one.
+        b: PathBuf,
+        /// Data file, directory or data.toml.
+        #[arg(long, value_name = "DATA")]
+        data: PathBuf,
+        /// Use at most so many samples.
+        #[arg(long, value_name = "N", default_value_t = 64)]
+        samples: u64,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at data as a model would see them.
+    Data {
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// List the passes, or show the manual of one.
+    Passes {
+        /// Its name.
+        name: Option<String>,
+    },
+    /// List the built-in recipes, or print one.
+    Recipes {
+        /// Its name.
+        name: Option<String>,
+    },
+    /// List the engines and whether they can be used here.
+    Engines,
+    /// Explain an error code.
+    Explain {
+        /// Such as OX-M001; without one, all are listed.
+        code: Option<String>,
+    },
+    /// Print completions for a shell.
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Check that data can be read and fit a model.
+    Check {
+        /// Data file, directory or data.toml.
+        data: PathBuf,
+        /// The model they are for.
+        #[arg(long)]
+        model: Option<PathBuf>,
+    },
+}
+
+/// How `quantize` quantizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// Ranges of activations from calibration data.
+    Static,
+    /// Ranges computed while the model runs.
+    Dynamic,
+}

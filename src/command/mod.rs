@@ -1,0 +1,69 @@
+//! One file a subcommand.
+
+mod compare;
+mod data;
+mod engines;
+mod eval;
+mod evaluation;
+mod explain;
+mod infer;
+mod inspect;
+mod passes;
+mod quantize;
+mod recipes;
+mod run;
+mod setup;
+
+use anyhow::Context;
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command};
+
+/// Runs the command that was typed.
+pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Inspect { model, json, text } => inspect::inspect(global, model, *json, *text),
+        Command::Run { recipe, model, set, output, data, debugging } => {
+            run::run(global, recipe, model, set, output, data, debugging)
+        }
+        Command::Quantize {
+            model,
+            method,
+            per_channel,
+            observer,
+            activation_type,
+            exclude,
+            set,
+            output,
+            data,
+            debugging,
+        } => {
+            let options = quantize::Options {
+                method: *method,
+                per_channel: *per_channel,
+                observer: observer.as_deref(),
+                activation_type: activation_type.as_deref(),
+                exclude,
+            };
+            quantize::quantize(global, model, &options, set, output, data, debugging)
+        }
+        Command::Infer { model, data, output, want, samples } => {
+            infer::infer(global, model, data, output, want, *samples)
+        }
+        Command::Eval { model, data, metric, vs, samples, json } => {
+            eval::eval(global, model, data, metric, vs.as_deref(), *samples, *json)
+        }
+        Command::Compare { a, b, data, samples, json } => compare::compare(global, a, b, data, *samples, *json),
+        Command::Data { command } => data::data(global, command),
+        Command::Passes { name } => passes::passes(name.as_deref()),
+        Command::Recipes { name } => recipes::recipes(name.as_deref()),
+        Command::Engines => engines::engines(),
+        Command::Explain { code } => explain::explain(code.as_deref()),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "optix", &mut text);
+            crate::screen::result(&String::from_utf8(text).context("completions are text")?)
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! `optix quantize`: a recipe made from flags.
+
+use std::path::Path;
+
+use optix_pipeline::Override;
+
+use super::recipes;
+use super::run::{self, Origin};
+use crate::cli::{Data, Debugging, Global, Method, Output};
+
+/// Flags of the command that become options of its quantizing step.
+pub struct Options<'a> {
+    pub method: Option<Method>,
+    pub per_channel: Option<bool>,
+    pub observer: Option<&'a str>,
+    pub activation_type: Option<&'a str>,
+    pub exclude: &'a [String],
+}
+
+/// Quantizes a model.
+pub fn quantize(
+    global: &Global,
+    model: &Path,
+    options: &Options<'_>,
+    set: &[String],
+    output: &Output,
+    data: &Data,
+    debugging: &Debugging,
+) -> anyhow::Result<()> {
+    let method = options.method.unwrap_or(if data.calib.is_some() { Method::Static } else { Method::Dynamic });
+    let (recipe, step) = match method {
+        Method::Static => ("int8-static", "quantize-static"),
+        Method::Dynamic => ("int8-dynamic", "quantize-dynamic"),
+    };
+    let given = [
+        ("per-channel", options.per_channel.map(|value| value.to_string())),
+        ("observer", options.observer.map(quoted)),
+        ("activation-type", options.activation_type.map(quoted)),
+        ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(options.exclude)))),
+    ];
+    let overrides: Vec<Override> = given
+        .into_iter()
+        .filter_map(|(option, value)| Some(Override { step: step.into(), option: option.into(), value: value? }))
+        .collect();
+    let text = recipes::find(recipe).unwrap_or_default();
+    let origin = Origin { text: text.to_owned(), name: format!("recipe {recipe}"), directory: None };
+    run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
+}
+
+/// A string as a TOML value.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn list(texts: &[String]) -> String {
+    texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ")
+}

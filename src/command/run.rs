@@ -1,0 +1,291 @@
+//! `optix run`: a recipe over a model, and the report of what it cost.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use optix_base::escape_for_terminal;
+use optix_io::{ExternalData, Loaded, SaveOptions};
+use optix_passes::PASSES;
+use optix_pipeline::report::{DataFacts, ModelFacts, Overlap, Report, SCHEMA};
+use optix_pipeline::runner::{self, RunOptions};
+use optix_pipeline::{Override, Recipe, Requirements, Resources};
+
+use super::setup::{self, CalibrationData};
+use super::{evaluation, recipes};
+use crate::cli::{Data, Debugging, Global, Output};
+use crate::exit::Missed;
+use crate::{report, screen};
+
+/// Where a recipe's text comes from.
+pub struct Origin {
+    /// The text.
+    pub text: String,
+    /// What errors call it.
+    pub name: String,
+    /// Directory its paths are relative to; none for built-in ones.
+    pub directory: Option<PathBuf>,
+}
+
+fn origin(recipe: &str) -> anyhow::Result<Origin> {
+    let path = Path::new(recipe);
+    let is_path = recipe.contains('/') || path.extension().is_some();
+    if !is_path {
+        if let Some(text) = recipes::find(recipe) {
+            let name = format!("recipe {recipe}");
+            return Ok(Origin { text: text.to_owned(), name, directory: None });
+        }
+        if !path.exists() {
+            let hint = optix_pipeline::did_you_mean(recipe, recipes::RECIPES.iter().map(|(name, _)| *name));
+            bail!("there is no built-in recipe `{recipe}`{hint}; a file is given with its directory or extension");
+        }
+    }
+    let metadata = std::fs::metadata(path).with_context(|| format!("recipe {}", path.display()))?;
+    if metadata.len() > optix_pipeline::MAX_RECIPE_BYTES as u64 {
+        bail!("{}: {} bytes are too many for a recipe", path.display(), metadata.len());
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("recipe {}", path.display()))?;
+    let text = String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{}: it is not UTF-8 text", path.display()))?;
+    let directory = path.parent().map(Path::to_owned);
+    Ok(Origin { text, name: path.display().to_string(), directory })
+}
+
+/// Runs a recipe by name or path.
+pub fn run(
+    global: &Global,
+    recipe: &str,
+    model: &Path,
+    set: &[String],
+    output: &Output,
+    data: &Data,
+    debugging: &Debugging,
+) -> anyhow::Result<()> {
+    run_recipe(global, origin(recipe)?, Vec::new(), model, set, output, data, debugging)
+}
+
+/// Adds `--require NAME=VALUE` to a recipe's thresholds.
+fn requirements(require: &mut Requirements, given: &[String]) -> anyhow::Result<()> {
+    for text in given {
+        let parsed = text.split_once('=').and_then(|(name, value)| Some((name.trim(), value.trim().parse::<f64>().ok()?)));
+        let Some((name, value)) = parsed.filter(|(_, value)| value.is_finite()) else {
+            bail!("--require {text}: the form is name=number");
+        };
+        let slot = match name {
+            "accuracy-drop" => &mut require.accuracy_drop,
+            "agreement" => &mut require.agreement,
+            "sqnr-db" => &mut require.sqnr_db,
+            "size-ratio" => &mut require.size_ratio,
+            _ => {
+                let names = ["accuracy-drop", "agreement", "sqnr-db", "size-ratio"];
+                let hint = optix_pipeline::did_you_mean(name, names);
+                bail!("--require {text}: there is no requirement `{name}`{hint} (there are: {})", names.join(", "));
+            }
+        };
+        *slot = Some(value);
+    }
+    Ok(())
+}
+
+/// Data paths of a recipe are relative to it, those of the command line to the working directory.
+fn merge_data(recipe: &mut Recipe, origin: &Origin, data: &Data) {
+    let rebase = |path: &mut Option<PathBuf>| {
+        if let (Some(directory), Some(relative)) = (&origin.directory, path.as_ref()) {
+            *path = Some(directory.join(relative));
+        }
+    };
+    rebase(&mut recipe.data.calib);
+    rebase(&mut recipe.data.eval);
+    let target = &mut recipe.data;
+    target.calib = data.calib.clone().or(target.calib.take());
+    target.eval = data.eval.clone().or(target.eval.take());
+    target.calib_samples = data.calib_samples.or(target.calib_samples);
+    target.eval_samples = data.eval_samples.or(target.eval_samples);
+}
+
+/// Runs a recipe whose text is known.
+#[expect(clippy::too_many_arguments, reason = "one for each group of flags")]
+pub fn run_recipe(
+    global: &Global,
+    origin: Origin,
+    mut overrides: Vec<Override>,
+    model_path: &Path,
+    set: &[String],
+    output: &Output,
+    data: &Data,
+    debugging: &Debugging,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    for text in set {
+        overrides.push(text.parse().map_err(|what: String| anyhow::anyhow!("--set: {what}"))?);
+    }
+    let mut recipe = Recipe::parse(&origin.text, &origin.name, PASSES, &overrides)?;
+    merge_data(&mut recipe, &origin, data);
+    requirements(&mut recipe.require, &data.require)?;
+    recipe.seed = global.seed.unwrap_or(recipe.seed);
+    if debugging.print_recipe {
+        return screen::result(&recipe.to_toml());
+    }
+    if recipe.require.need_evaluation() && recipe.data.eval.is_none() {
+        bail!("the requirements need evaluation data: give `--eval PATH` or `[data] eval` in the recipe");
+    }
+    // Everything that can be wrong with inputs and outputs is found before the work starts.
+    let loaded = setup::load(global, model_path)?;
+    let target = if output.in_place { model_path.to_owned() } else { output.output.clone().unwrap_or_default() };
+    let save = SaveOptions {
+        inputs: loaded.sources.clone(),
+        in_place: output.in_place,
+        external_data: if output.external_data { ExternalData::Always } else { ExternalData::Auto },
+        ..SaveOptions::default()
+    };
+    optix_io::check_target(&target, &save)?;
+    output.report.iter().try_for_each(|path| report::check(path))?;
+    let calibration = match &recipe.data.calib {
+        None => None,
+        Some(path) => Some(CalibrationData {
+            dataset: setup::dataset(global, path, recipe.data.calib_samples)?,
+            path: path.display().to_string(),
+        }),
+    };
+    let evaluation_data = match &recipe.data.eval {
+        None => None,
+        Some(path) => Some((path, setup::dataset(global, path, recipe.data.eval_samples)?)),
+    };
+    let mut oracle = setup::engine(global)?;
+    let bars = screen::Bars::new(global);
+    let mut model = loaded.model.clone();
+    let (steps, engine) = {
+        let mut resources = Resources {
+            oracle: &mut oracle,
+            calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
+            seed: recipe.seed,
+            progress: &bars,
+            cancel: setup::cancel_on_interrupt(),
+        };
+        let command = command_line();
+        let options = RunOptions {
+            verify_each: debugging.verify_each,
+            check: debugging.check,
+            print_after: debugging.print_after.clone(),
+            dump_dir: debugging.dump_dir.clone(),
+            stop_after_patch: debugging.stop_after_patch,
+            reproducer_dir: Some(target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()),
+            command,
+        };
+        check_print_after(&recipe, debugging)?;
+        let mut printed = |step: &str, text: String| screen::note(&format!("// after {step}\n{text}"));
+        let steps = runner::run(&recipe, &mut model, &mut resources, &options, &mut printed);
+        bars.finish();
+        (steps?, resources.oracle.describe())
+    };
+    if debugging.timing {
+        for step in &steps {
+            screen::note(&format!("{:>9.3} ms  {}", step.seconds * 1e3, step.id));
+        }
+    }
+    let stats = optix_io::save(&model, &target, &save)?;
+    let mut facts = Report {
+        schema: SCHEMA.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        command: command_line(),
+        seed: recipe.seed,
+        engine,
+        recipe: recipe.to_toml(),
+        input: input_facts(&loaded, model_path),
+        output: ModelFacts {
+            path: target.display().to_string(),
+            bytes: stats.bytes,
+            nodes: model.walk().count() as u64,
+            tensor_bytes: model.tensor_bytes(),
+            blake3: None,
+        },
+        steps,
+        warnings: loaded.warnings.clone(),
+        ..Report::default()
+    };
+    if let Some(calibration) = &calibration {
+        let samples = facts.steps.iter().filter_map(|step| step.changes.counters.get("calibration samples")).max();
+        facts.data.push(DataFacts {
+            role: "calibration".to_owned(),
+            path: calibration.path.clone(),
+            samples: samples.copied().unwrap_or(0),
+        });
+    }
+    if let Some((path, dataset)) = &evaluation_data {
+        let evaluation = evaluation::evaluate(&mut oracle, &loaded.model, &model, dataset, "top1", &bars)?;
+        bars.finish();
+        facts.data.push(DataFacts {
+            role: "evaluation".to_owned(),
+            path: path.display().to_string(),
+            samples: evaluation.samples,
+        });
+        if let Some(calibration) = &calibration {
+            let shared = optix_data::overlap(calibration.dataset.hashes()?, dataset.hashes()?)?;
+            facts.overlap = Some(Overlap { samples: shared.count, of: shared.second_set });
+            if shared.count > 0 {
+                facts.warnings.push(format!(
+                    "{} of {} evaluation samples were calibrated on: the figures flatter the result",
+                    shared.count, shared.second_set
+                ));
+            }
+        }
+        facts.evaluation = Some(evaluation);
+    }
+    facts.requirements = evaluation::check(&recipe.require, &facts);
+    facts.seconds = started.elapsed().as_secs_f64();
+    finish(global, output, &facts, &stats.files)
+}
+
+fn check_print_after(recipe: &Recipe, debugging: &Debugging) -> anyhow::Result<()> {
+    let Some(wanted) = &debugging.print_after else { return Ok(()) };
+    if wanted != "all" && !recipe.steps.iter().any(|step| step.id == *wanted) {
+        let ids: Vec<&str> = recipe.steps.iter().map(|step| step.id.as_str()).collect();
+        let hint = optix_pipeline::did_you_mean(wanted, ids.iter().copied());
+        bail!("--print-after {wanted}: the recipe has no such step{hint} (it has: {})", ids.join(", "));
+    }
+    Ok(())
+}
+
+fn input_facts(loaded: &Loaded, path: &Path) -> ModelFacts {
+    ModelFacts {
+        path: path.display().to_string(),
+        bytes: loaded.sources.iter().map(|source| source.size()).sum(),
+        nodes: loaded.model.walk().count() as u64,
+        tensor_bytes: loaded.model.tensor_bytes(),
+        blake3: None,
+    }
+}
+
+/// Prints and writes the report; a missed requirement becomes the exit code.
+fn finish(global: &Global, output: &Output, facts: &Report, files: &[PathBuf]) -> anyhow::Result<()> {
+    for path in &output.report {
+        report::write(facts, path)?;
+    }
+    if output.json {
+        screen::result(&report::json(facts))?;
+    } else if !global.quiet {
+        screen::result(&report::terminal(facts, global.verbose))?;
+    }
+    let missed = facts.requirements.iter().filter(|requirement| !requirement.met).count();
+    if missed > 0 {
+        if !output.keep_failed && !output.in_place {
+            for file in files {
+                std::fs::remove_file(file).with_context(|| format!("removing {}", file.display()))?;
+            }
+        }
+        return Err(Missed(missed).into());
+    }
+    Ok(())
+}
+
+/// The command line as it was typed, for reports.
+fn command_line() -> String {
+    let arguments = std::env::args_os().enumerate().map(|(index, argument)| {
+        let text = argument.to_string_lossy().into_owned();
+        if index == 0 {
+            return "optix".to_owned();
+        }
+        let plain = !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./=:,+@%".contains(c));
+        if plain { text } else { format!("'{}'", escape_for_terminal(&text).replace('\'', "'\\''")) }
+    });
+    arguments.collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,100 @@
+//! What several commands start with: models, data, engines.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use optix_base::{CancelToken, ErrorClass, Limits};
+use optix_data::{Batch, DataError, Dataset, InputSpec, OpenOptions};
+use optix_io::{LoadOptions, Loaded};
+use optix_ir::{Model, Type};
+use optix_pipeline::Calibration;
+use optix_runtime::EngineOracle;
+
+use crate::cli::Global;
+use crate::exit::Classed;
+
+/// Samples fed together, where the model allows it: enough to keep kernels busy, little to keep in memory.
+pub const BATCH: usize = 16;
+
+/// The limits of the run.
+pub fn limits(global: &Global) -> anyhow::Result<Limits> {
+    Limits::default().parse(&global.limits).context("--limits")
+}
+
+/// Loads a model.
+pub fn load(global: &Global, path: &Path) -> anyhow::Result<Loaded> {
+    let options = LoadOptions { map: !global.no_mmap, limits: limits(global)? };
+    Ok(optix_io::load(path, &options)?)
+}
+
+/// The engine of the run.
+pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
+    let engines = optix_runtime::engines();
+    let names: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
+    let Some(engine) = engines.into_iter().find(|engine| engine.name() == global.engine) else {
+        let hint = optix_pipeline::did_you_mean(&global.engine, names.iter().copied());
+        let what = format!("there is no engine `{}`{hint} (there are: {})", global.engine, names.join(", "));
+        return Err(Classed(ErrorClass::Environment, what).into());
+    };
+    let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
+    Ok(EngineOracle::new(engine, options))
+}
+
+/// Opens data.
+pub fn dataset(global: &Global, path: &Path, samples: Option<u64>) -> anyhow::Result<Dataset> {
+    let Some(text) = path.to_str() else { bail!("{}: the path of data must be UTF-8", path.display()) };
+    Ok(Dataset::open(text, &OpenOptions { limits: limits(global)?, take: samples })?)
+}
+
+/// What a model wants to be fed.
+pub fn inputs(model: &Model) -> anyhow::Result<Vec<InputSpec>> {
+    let mut specs = Vec::new();
+    for info in model.graph(model.main()).inputs() {
+        let value = model.value(info.value);
+        if value.initializer().is_some() {
+            continue;
+        }
+        let name = optix_base::escape_for_terminal(value.name()).into_owned();
+        let Some(Type::Tensor(tensor)) = &value.ty else {
+            bail!("input `{name}` of the model is not a dense tensor: it cannot be fed from data");
+        };
+        let (Some(dtype), Some(shape)) = (tensor.dtype, tensor.shape.clone()) else {
+            bail!("input `{name}` of the model states no element type or rank: it cannot be fed from data");
+        };
+        specs.push(InputSpec { name: value.name().to_owned(), dtype, shape });
+    }
+    Ok(specs)
+}
+
+/// Calibration data as passes see them.
+pub struct CalibrationData {
+    /// The data.
+    pub dataset: Dataset,
+    /// The path as given.
+    pub path: String,
+}
+
+impl Calibration for CalibrationData {
+    fn describe(&self) -> String {
+        self.path.clone()
+    }
+
+    fn batches<'a>(
+        &'a self,
+        model: &Model,
+    ) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>, DataError> {
+        let specs = inputs(model).map_err(|error| DataError::Model(error.to_string()))?;
+        Ok(Box::new(self.dataset.bind(&specs, BATCH)?.batches()?))
+    }
+}
+
+/// A token that the user's interrupt sets. A second interrupt ends the process at once.
+pub fn cancel_on_interrupt() -> CancelToken {
+    let token = CancelToken::new();
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        // In this order: the first signal sets the flag, the next one finds it set.
+        let _ = signal_hook::flag::register_conditional_shutdown(signal, 130, token.flag());
+        let _ = signal_hook::flag::register(signal, token.flag());
+    }
+    token
+}

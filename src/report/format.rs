@@ -1,0 +1,128 @@
+//! Numbers for people, and what all forms of a report say in the same words.
+
+use optix_pipeline::report::{Accuracy, Evaluation, Interval, Report, Requirement};
+
+/// Bytes with three figures: `166 KB`, `1.25 GB`. Powers of 1,000.
+pub fn bytes(count: u64) -> String {
+    let units = ["B", "KB", "MB", "GB", "TB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    match value {
+        value if unit == 0 || value >= 99.95 => format!("{value:.0} {}", units[unit]),
+        value if value >= 9.995 => format!("{value:.1} {}", units[unit]),
+        value => format!("{value:.2} {}", units[unit]),
+    }
+}
+
+/// A ratio as `0.53x`.
+pub fn ratio(after: u64, before: u64) -> String {
+    if before == 0 { "-".to_owned() } else { format!("{:.2}x", after as f64 / before as f64) }
+}
+
+/// Decibels, or a dash.
+pub fn decibels(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"))
+}
+
+/// Seconds.
+pub fn seconds(value: f64) -> String {
+    if value < 1.0 { format!("{:.0} ms", value * 1e3) } else { format!("{value:.1} s") }
+}
+
+/// A share as a percentage.
+pub fn percent(value: f64) -> String {
+    format!("{:.2}%", value * 100.0)
+}
+
+fn interval(value: &Interval, unit: &str, scale: f64) -> String {
+    format!(
+        "{:+.2}{unit} (95% interval {:+.2} to {:+.2})",
+        value.value * scale,
+        value.low * scale,
+        value.high * scale
+    )
+}
+
+/// The accuracy sentence.
+pub fn accuracy(accuracy: &Accuracy, samples: u64) -> String {
+    format!(
+        "{} {} -> {}, change {} on {} samples ({} lost, {} gained)",
+        accuracy.metric,
+        percent(accuracy.before),
+        percent(accuracy.after),
+        interval(&accuracy.change_points, " points", 1.0),
+        samples,
+        accuracy.lost,
+        accuracy.gained
+    )
+}
+
+/// The agreement sentence.
+pub fn agreement(agreement: &Interval) -> String {
+    format!(
+        "same top-1 answer as the original on {} (95% interval {} to {})",
+        percent(agreement.value),
+        percent(agreement.low),
+        percent(agreement.high)
+    )
+}
+
+/// One sentence an output.
+pub fn outputs(evaluation: &Evaluation) -> Vec<String> {
+    evaluation
+        .outputs
+        .iter()
+        .map(|output| {
+            let sqnr = output.sqnr_db.map_or_else(|| "equal".to_owned(), |sqnr| format!("SQNR {sqnr:.1} dB"));
+            format!(
+                "output `{}`: {sqnr}, cosine {:.6}, greatest error {:.3e}",
+                optix_base::escape_for_terminal(&output.name),
+                output.cosine,
+                output.max_abs_error
+            )
+        })
+        .collect()
+}
+
+/// A threshold and its verdict.
+pub fn requirement(requirement: &Requirement) -> String {
+    let verdict = if requirement.met { "met" } else { "MISSED" };
+    let note = if requirement.note.is_empty() { String::new() } else { format!("; {}", requirement.note) };
+    format!("{} {}: {:.4} against {}{note}", requirement.name, verdict, requirement.value, requirement.threshold)
+}
+
+/// What a step did, in one line.
+pub fn step_summary(step: &optix_pipeline::report::StepReport) -> String {
+    let counters: Vec<String> =
+        step.changes.counters.iter().map(|(name, count)| format!("{count} {name}")).collect();
+    let mut text = if counters.is_empty() { "nothing to do".to_owned() } else { counters.join(", ") };
+    if let Some(difference) = step.checked_difference {
+        text.push_str(&format!("; checked on random inputs: difference {difference:.1e}"));
+    }
+    text
+}
+
+/// The warnings of a run and of all its steps.
+pub fn warnings(report: &Report) -> Vec<String> {
+    let steps = report.steps.iter().flat_map(|step| {
+        step.changes.warnings.iter().map(move |warning| format!("{}: {warning}", step.id))
+    });
+    report.warnings.iter().cloned().chain(steps).map(|w| optix_base::escape_for_terminal(&w).into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_three_figures() {
+        let cases = [(0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (88_412, "88.4 KB"), (169_534, "170 KB"), (999_600, "1.00 MB"), (1_250_000_000, "1.25 GB")];
+        for (count, expected) in cases {
+            assert_eq!(bytes(count), expected);
+        }
+    }
+}

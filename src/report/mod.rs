@@ -1,0 +1,57 @@
+//! Reports as text: a [`Report`] goes in, a terminal screen, Markdown, JSON or an HTML page comes out.
+
+mod format;
+mod html;
+mod markdown;
+mod plot;
+mod terminal;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use optix_base::OutFile;
+use optix_pipeline::report::Report;
+
+pub use format::bytes as format_bytes;
+pub use terminal::terminal;
+
+/// Kinds of report files, told by extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Json,
+    Markdown,
+    Html,
+}
+
+fn kind(path: &Path) -> anyhow::Result<Kind> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("json") => Ok(Kind::Json),
+        Some("md") => Ok(Kind::Markdown),
+        Some("html" | "htm") => Ok(Kind::Html),
+        _ => bail!("{}: a report file ends in .json, .md or .html", path.display()),
+    }
+}
+
+/// Checks that a report can be written, before the work it reports on.
+pub fn check(path: &Path) -> anyhow::Result<()> {
+    kind(path)?;
+    Ok(OutFile::check(path, &[])?)
+}
+
+/// The report as JSON text.
+pub fn json(report: &Report) -> String {
+    serde_json::to_string_pretty(report).unwrap_or_default()
+}
+
+/// Writes a report in the form its extension names; appears whole or not at all.
+pub fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
+    use std::io::Write;
+    let text = match kind(path)? {
+        Kind::Json => json(report),
+        Kind::Markdown => markdown::markdown(report),
+        Kind::Html => html::html(report)?,
+    };
+    let mut file = OutFile::create(path)?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(file.commit()?)
+}

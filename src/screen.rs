@@ -1,0 +1,143 @@
+//! Everything that reaches the terminal goes through here. Never `println!`: it panics when a pipe closes.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use optix_pipeline::Progress;
+
+use crate::cli::{Global, When};
+
+/// Writes a result to stdout.
+pub fn result(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let newline = if text.ends_with('\n') { "" } else { "\n" };
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.write_all(newline.as_bytes()))
+        .and_then(|()| out.flush())
+        .context("cannot write to stdout")
+}
+
+/// Says something beside the result; unheard when stderr is closed.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Whether an error is only that the reader of stdout went away.
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Prints an error: what, where and what to do, one line each cause.
+pub fn error(error: &anyhow::Error) {
+    let mut text = String::new();
+    let mut last = String::new();
+    for cause in error.chain() {
+        let line = cause.to_string();
+        // Transparent wrappers say the same twice.
+        if !last.contains(&line) {
+            text.push_str(if text.is_empty() { "error: " } else { "\n  caused by: " });
+            text.push_str(&line);
+        }
+        last = line;
+    }
+    note(&text);
+}
+
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Keeps what a panic says, instead of printing it bare.
+pub fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|at| format!("{}:{}", at.file(), at.line())).unwrap_or_default();
+        let text = info
+            .payload()
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| info.payload().downcast_ref::<String>().cloned())
+            .unwrap_or_default();
+        if let Ok(mut kept) = PANIC.lock() {
+            kept.get_or_insert(format!("{text} (at {place})"));
+        }
+    }));
+}
+
+/// Reports an internal error: a file with the facts, and one line that names it.
+pub fn internal_error() {
+    let what = PANIC.lock().ok().and_then(|mut kept| kept.take()).unwrap_or_else(|| "unknown".to_owned());
+    let command: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let facts = format!(
+        "optix {}\nplatform: {} {}\ncommand: {}\npanic: {what}\n",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+        command.join(" ")
+    );
+    let path = format!("optix-internal-error-{}.txt", std::process::id());
+    let kept = match std::fs::write(&path, facts) {
+        Ok(()) => format!("; details are in {path}: please report them"),
+        Err(_) => String::new(),
+    };
+    note(&format!("error: internal error: {what}{kept}"));
+}
+
+/// Progress bars on stderr, for what takes longer than a second.
+pub struct Bars {
+    bar: Mutex<Option<(String, ProgressBar, Instant)>>,
+    target: fn() -> ProgressDrawTarget,
+}
+
+impl Bars {
+    /// As the flags ask for.
+    pub fn new(global: &Global) -> Bars {
+        let shown = match global.progress {
+            When::Never => false,
+            When::Always => true,
+            When::Auto => std::io::stderr().is_terminal(),
+        };
+        let target = if shown && !global.quiet {
+            if global.progress == When::Always { ProgressDrawTarget::stderr } else { ProgressDrawTarget::stderr }
+        } else {
+            ProgressDrawTarget::hidden
+        };
+        Bars { bar: Mutex::new(None), target }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        if let Ok(mut bar) = self.bar.lock()
+            && let Some((_, bar, _)) = bar.take()
+        {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn tick(&self, what: &str, done: u64, total: u64) {
+        let Ok(mut slot) = self.bar.lock() else { return };
+        if slot.as_ref().is_none_or(|(name, ..)| name != what) {
+            if let Some((_, bar, _)) = slot.take() {
+                bar.finish_and_clear();
+            }
+            let bar = ProgressBar::with_draw_target(Some(total.max(1)), ProgressDrawTarget::hidden());
+            let template = "{msg} {bar:30} {pos}/{len} {eta} left";
+            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_message(what.to_owned());
+            *slot = Some((what.to_owned(), bar, Instant::now()));
+        }
+        if let Some((_, bar, since)) = slot.as_ref() {
+            if bar.is_hidden() && since.elapsed() > Duration::from_secs(1) {
+                bar.set_draw_target((self.target)());
+            }
+            if total > 0 {
+                bar.set_length(total);
+            }
+            bar.set_position(done);
+        }
+    }
+}

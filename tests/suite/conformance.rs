@@ -1,0 +1,238 @@
+//! The reference kernels against the operator cases of the ONNX standard.
+//!
+//! Every case is run node by node with `optix-ops`. A case may be out of reach (no kernel, a form that is
+//! not supported), which `docs/operators.md` then says; a wrong result is never tolerated.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::Bytes;
+use optix_ir::{DType, Model, Tensor};
+use optix_ops::OpError;
+
+use crate::cases::{self, Case, Sample};
+
+/// How a case ended when it did not pass.
+enum Ending {
+    /// We do not claim to compute it; the text says what is missing.
+    Unsupported(String),
+    /// We claim to, and are wrong.
+    Wrong(String),
+}
+
+/// What became of the cases of one operator.
+#[derive(Default)]
+struct Tally {
+    /// Passed and existing cases that are one node of the operator.
+    direct: (usize, usize),
+    /// The same for cases that write the operator out in simpler ones.
+    expanded: (usize, usize),
+    /// Why cases did not pass.
+    reasons: BTreeSet<String>,
+}
+
+#[test]
+fn kernels_agree_with_the_operator_cases() {
+    let cases = cases::load();
+    let models: Vec<Model> = cases.iter().map(|case| crate::models::read_model(&case.model)).collect();
+    let own_operator: BTreeMap<&str, String> =
+        cases.iter().zip(&models).map(|(case, model)| (case.name.as_str(), first_operator(model))).collect();
+    let mut operators: BTreeMap<String, Tally> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    let (mut passed, mut unsupported) = (0, 0);
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    for (case, model) in cases.iter().zip(&models) {
+        // `test_x_expanded_ver18` is `test_x` in simpler operators.
+        let base = case.name.split_once("_expanded").map(|(base, _)| base);
+        let operator = base.and_then(|base| own_operator.get(base)).unwrap_or(&own_operator[case.name.as_str()]);
+        let tally = operators.entry(operator.clone()).or_default();
+        let count = if base.is_some() { &mut tally.expanded } else { &mut tally.direct };
+        count.1 += 1;
+        let ending = catch_unwind(AssertUnwindSafe(|| run_case(case, model))).unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<String>().map(String::as_str);
+            let said = said.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(Ending::Wrong(format!("panicked: {said}")))
+        });
+        match ending {
+            Ok(()) => {
+                count.0 += 1;
+                passed += 1;
+            }
+            Err(Ending::Unsupported(reason)) => {
+                unsupported += 1;
+                tally.reasons.insert(reason);
+            }
+            Err(Ending::Wrong(what)) => wrong.push(format!("{}: {what}", case.name)),
+        }
+    }
+    std::panic::set_hook(quiet);
+    assert!(wrong.is_empty(), "{} wrong, {passed} passed, {unsupported} out of reach:\n{}", wrong.len(), wrong.join("\n"));
+    crate::generated::check("docs/operators.md", &document(&operators, passed, cases.len()));
+}
+
+/// The operator a case is about: that of the first node.
+fn first_operator(model: &Model) -> String {
+    let node = model.node(model.nodes_of(model.main()).next().expect("every case has a node"));
+    if node.domain().is_empty() { node.op_type.clone() } else { format!("{}.{}", node.domain(), node.op_type) }
+}
+
+fn run_case(case: &Case, model: &Model) -> Result<(), Ending> {
+    for set in &case.sets {
+        let outputs = evaluate(model, tensors(&set.inputs)?)?;
+        let expected = tensors(&set.outputs)?;
+        assert_eq!(outputs.len(), expected.len(), "outputs of the graph");
+        for (index, (got, expected)) in outputs.iter().zip(&expected).enumerate() {
+            difference(got, expected, case)
+                .map_or(Ok(()), |what| Err(Ending::Wrong(format!("output {index}: {what}"))))?;
+        }
+    }
+    Ok(())
+}
+
+fn tensors(samples: &[Sample]) -> Result<Vec<Tensor>, Ending> {
+    let tensor = |sample: &Sample| match sample {
+        Sample::Tensor(bytes) => Ok(crate::models::read_tensor(bytes)),
+        Sample::Sequence => Err(Ending::Unsupported("sequences are not supported".into())),
+        Sample::Optional => Err(Ending::Unsupported("optional values are not supported".into())),
+    };
+    samples.iter().map(tensor).collect()
+}
+
+/// Runs the main graph, node by node.
+fn evaluate(model: &Model, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Ending> {
+    let graph = model.graph(model.main());
+    let mut values: Vec<Option<Tensor>> = vec![None; model.value_capacity()];
+    for &value in graph.initializers() {
+        values[value.index()] = model.value(value).tensor().cloned();
+    }
+    for (info, tensor) in graph.inputs().iter().zip(inputs) {
+        values[info.value.index()] = Some(tensor);
+    }
+    for id in model.nodes_of(model.main()) {
+        let node = model.node(id);
+        if node.subgraphs().next().is_some() && optix_ops::find(node.domain(), &node.op_type).is_none() {
+            return Err(Ending::Unsupported(format!("{}: subgraphs are not supported", node.op_type)));
+        }
+        let mut arguments = Vec::new();
+        for input in node.inputs() {
+            arguments.push(match input {
+                Some(value) => {
+                    let missing = || Ending::Wrong(format!("{}: an input has no value", node.op_type));
+                    Some(values[value.index()].as_ref().ok_or_else(missing)?)
+                }
+                None => None,
+            });
+        }
+        let results = optix_ops::evaluate(model, id, &arguments).map_err(|error| match error {
+            OpError::NoKernel(op) => Ending::Unsupported(format!("no kernel for {op}")),
+            OpError::Unsupported { .. } => Ending::Unsupported(error.to_string()),
+            // The cases are valid by definition.
+            OpError::Invalid { .. } | OpError::TooLarge { .. } => Ending::Wrong(error.to_string()),
+        })?;
+        for (value, result) in node.outputs().iter().zip(results) {
+            if let Some(value) = value {
+                values[value.index()] = Some(result);
+            }
+        }
+    }
+    let output = |value: optix_ir::ValueId| {
+        values[value.index()].clone().ok_or_else(|| Ending::Wrong("an output was not computed".into()))
+    };
+    graph.outputs().iter().map(|info| output(info.value)).collect()
+}
+
+/// Where a result departs from what is expected. Floats of 16 bits and more may differ by the case's
+/// tolerance; everything else must be equal.
+fn difference(got: &Tensor, expected: &Tensor, case: &Case) -> Option<String> {
+    if (got.dtype(), got.shape()) != (expected.dtype(), expected.shape()) {
+        return Some(format!(
+            "{}{:?}, expected {}{:?}",
+            got.dtype(),
+            got.shape(),
+            expected.dtype(),
+            expected.shape()
+        ));
+    }
+    use DType::*;
+    let (got_numbers, expected_numbers) = match got.dtype() {
+        F32 | F64 | F16 | BF16 => (got.to_f64s().ok()?, expected.to_f64s().ok()?),
+        Complex64 => (pairs(&got.to_slice::<[f32; 2]>().ok()?), pairs(&expected.to_slice::<[f32; 2]>().ok()?)),
+        _ if got.bytes() == expected.bytes() => return None,
+        String => return Some("strings differ".into()),
+        _ => return Some(format!("{got:?}, expected {expected:?}")),
+    };
+    let far = |(got, expected): (&f64, &f64)| {
+        let equal = got == expected || (got.is_nan() && expected.is_nan());
+        let near = (got - expected).abs() <= case.absolute + case.relative * expected.abs();
+        !(equal || (near && expected.is_finite()))
+    };
+    let wrong = got_numbers.iter().zip(&expected_numbers).filter(|pair| far(*pair)).count();
+    let at = got_numbers.iter().zip(&expected_numbers).position(far)?;
+    Some(format!(
+        "{}{:?}: {wrong} elements are off, first [{at}]: {}, expected {}",
+        got.dtype(),
+        got.shape(),
+        got_numbers[at],
+        expected_numbers[at]
+    ))
+}
+
+fn pairs(values: &[[f32; 2]]) -> Vec<f64> {
+    values.iter().flatten().map(|&part| f64::from(part)).collect()
+}
+
+/// The text of `docs/operators.md`.
+fn document(operators: &BTreeMap<String, Tally>, passed: usize, existing: usize) -> String {
+    let mut text = format!(
+        "# Operators\n\n\
+         <!-- Generated by `UPDATE=1 cargo test --test suite conformance`; do not edit. -->\n\n\
+         What the reference kernels (`crates/ops`) compute, checked against the operator cases of onnx 1.23.2\n\
+         (`fixtures/node`): {passed} of {existing} cases pass, none gives a wrong result.\n\n\
+         - *since*: the oldest version of the operator set whose form of the operator is computed.\n\
+         - *cases*: passed of existing cases that are one node of the operator.\n\
+         - *written out*: the same for cases that say the operator in simpler ones.\n\n\
+         | operator | since | cases | written out | not passed because |\n\
+         |---|---|---|---|---|\n"
+    );
+    let known = optix_ops::FAMILIES.iter().copied().flatten().map(|spec| match spec.domain {
+        "" => (spec.op_type.to_owned(), spec.since),
+        domain => (format!("{domain}.{}", spec.op_type), spec.since),
+    });
+    let known: BTreeMap<String, i64> = known.collect();
+    let names: BTreeSet<&String> = known.keys().chain(operators.keys()).collect();
+    let none = Tally::default();
+    let ratio = |(passed, existing): (usize, usize)| match existing {
+        0 => "-".to_owned(),
+        _ => format!("{passed}/{existing}"),
+    };
+    for name in names {
+        let tally = operators.get(name).unwrap_or(&none);
+        let since = known.get(name).map_or("-".to_owned(), i64::to_string);
+        let reasons: Vec<&str> = tally.reasons.iter().map(String::as_str).collect();
+        writeln!(
+            text,
+            "| {name} | {since} | {} | {} | {} |",
+            ratio(tally.direct),
+            ratio(tally.expanded),
+            reasons.join("; ")
+        )
+        .expect("writing to a string");
+    }
+    text
+}
+
+#[test]
+fn a_wrong_result_is_noticed() {
+    let case =
+        Case { name: String::new(), relative: 1e-3, absolute: 1e-7, model: Bytes::new(), sets: Vec::new() };
+    let floats = |values: &[f32]| Tensor::from_vec(vec![values.len()], values.to_vec());
+    let expected = floats(&[1.0, f32::INFINITY, f32::NAN]);
+    assert_eq!(difference(&floats(&[1.0005, f32::INFINITY, f32::NAN]), &expected, &case), None);
+    for off in [[1.002, f32::INFINITY, f32::NAN], [1.0, 1e30, f32::NAN], [1.0, f32::INFINITY, 0.0]] {
+        assert!(difference(&floats(&off), &expected, &case).is_some(), "{off:?}");
+    }
+    assert!(difference(&Tensor::from_i64s(&[1000]), &Tensor::from_i64s(&[1001]), &case).is_some());
+    assert!(difference(&Tensor::from_i64s(&[1]), &Tensor::scalar(1i64), &case).is_some());
+}

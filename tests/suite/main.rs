@@ -1,0 +1,7 @@
+//! The tests that take more than one crate, as one binary.
+#![allow(missing_docs, unreachable_pub)]
+
+mod cases;
+mod conformance;
+mod generated;
+mod models;
