@@ -100,7 +100,11 @@ impl Bars {
             When::Auto => std::io::stderr().is_terminal(),
         };
         let target = if shown && !global.quiet {
-            if global.progress == When::Always { ProgressDrawTarget::stderr } else { ProgressDrawTarget::stderr }
+            if global.progress == When::Always {
+                ProgressDrawTarget::stderr
+            } else {
+                ProgressDrawTarget::stderr
+            }
         } else {
             ProgressDrawTarget::hidden
         };
@@ -126,7 +130,9 @@ impl Progress for Bars {
             }
             let bar = ProgressBar::with_draw_target(Some(total.max(1)), ProgressDrawTarget::hidden());
             let template = "{msg} {bar:30} {pos}/{len} {eta} left";
-            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar.set_style(
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+            );
             bar.set_message(what.to_owned());
             *slot = Some((what.to_owned(), bar, Instant::now()));
         }

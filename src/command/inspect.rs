@@ -62,7 +62,10 @@ pub fn inspect(global: &Global, path: &Path, as_json: bool, as_text: bool) -> an
         return screen::result(&serde_json::to_string_pretty(&document)?);
     }
     screen::result(&describe(path, bytes, model, &operators, &types))?;
-    loaded.warnings.iter().for_each(|warning| screen::note(&format!("warning: {}", escape_for_terminal(warning))));
+    loaded
+        .warnings
+        .iter()
+        .for_each(|warning| screen::note(&format!("warning: {}", escape_for_terminal(warning))));
     Ok(())
 }
 
@@ -78,7 +81,13 @@ fn describe(
     let opsets: Vec<String> = model
         .opset_imports
         .iter()
-        .map(|import| format!("{} {}", if import.domain.is_empty() { "ai.onnx" } else { &import.domain }, import.version))
+        .map(|import| {
+            format!(
+                "{} {}",
+                if import.domain.is_empty() { "ai.onnx" } else { &import.domain },
+                import.version
+            )
+        })
         .collect();
     text.push_str(&format!("\nIR version {}, operator sets: {}\n", model.ir_version, opsets.join(", ")));
     if !model.producer_name.is_empty() {
@@ -105,7 +114,10 @@ fn describe(
         text.push_str(&format!("functions {}\n", model.functions.len()));
     }
     for (dtype, (tensors, elements, bytes)) in types {
-        text.push_str(&format!("weights {dtype}: {tensors} tensors, {elements} elements, {}\n", format_bytes(*bytes)));
+        text.push_str(&format!(
+            "weights {dtype}: {tensors} tensors, {elements} elements, {}\n",
+            format_bytes(*bytes)
+        ));
     }
     text
 }

@@ -54,7 +54,9 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Eval { model, data, metric, vs, samples, json } => {
             eval::eval(global, model, data, metric, vs.as_deref(), *samples, *json)
         }
-        Command::Compare { a, b, data, samples, json } => compare::compare(global, a, b, data, *samples, *json),
+        Command::Compare { a, b, data, samples, json } => {
+            compare::compare(global, a, b, data, *samples, *json)
+        }
         Command::Data { command } => data::data(global, command),
         Command::Passes { name } => passes::passes(name.as_deref()),
         Command::Recipes { name } => recipes::recipes(name.as_deref()),

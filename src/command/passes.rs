@@ -36,7 +36,10 @@ pub fn passes(name: Option<&str>) -> anyhow::Result<()> {
 pub fn manual(spec: &PassSpec) -> String {
     let promises = (spec.default)().promises();
     let mut text = format!("{} ({})\n\n{}\n\n", spec.name, spec.family.name(), spec.manual());
-    text.push_str(&format!("Promises: numerics {:?}, interface {:?}, topology {:?}.\n", promises.numerics, promises.interface, promises.topology));
+    text.push_str(&format!(
+        "Promises: numerics {:?}, interface {:?}, topology {:?}.\n",
+        promises.numerics, promises.interface, promises.topology
+    ));
     let requires = (spec.default)().requires();
     if requires.calibration {
         text.push_str("Needs calibration data.\n");
@@ -50,8 +53,17 @@ pub fn manual(spec: &PassSpec) -> String {
     } else {
         text.push_str("\nOptions:\n");
         for option in options {
-            let default = if option.default.is_empty() { String::new() } else { format!(" [default: {}]", option.default) };
-            text.push_str(&format!("  {} = {}{default}\n      {}\n", option.name, option.kind, option.help.replace('\n', "\n      ")));
+            let default = if option.default.is_empty() {
+                String::new()
+            } else {
+                format!(" [default: {}]", option.default)
+            };
+            text.push_str(&format!(
+                "  {} = {}{default}\n      {}\n",
+                option.name,
+                option.kind,
+                option.help.replace('\n', "\n      ")
+            ));
         }
     }
     text

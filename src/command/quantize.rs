@@ -27,7 +27,8 @@ pub fn quantize(
     data: &Data,
     debugging: &Debugging,
 ) -> anyhow::Result<()> {
-    let method = options.method.unwrap_or(if data.calib.is_some() { Method::Static } else { Method::Dynamic });
+    let method =
+        options.method.unwrap_or(if data.calib.is_some() { Method::Static } else { Method::Dynamic });
     let (recipe, step) = match method {
         Method::Static => ("int8-static", "quantize-static"),
         Method::Dynamic => ("int8-dynamic", "quantize-dynamic"),
@@ -40,7 +41,9 @@ pub fn quantize(
     ];
     let overrides: Vec<Override> = given
         .into_iter()
-        .filter_map(|(option, value)| Some(Override { step: step.into(), option: option.into(), value: value? }))
+        .filter_map(|(option, value)| {
+            Some(Override { step: step.into(), option: option.into(), value: value? })
+        })
         .collect();
     let text = recipes::find(recipe).unwrap_or_default();
     let origin = Origin { text: text.to_owned(), name: format!("recipe {recipe}"), directory: None };

@@ -37,7 +37,9 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
         }
         if !path.exists() {
             let hint = optix_pipeline::did_you_mean(recipe, recipes::RECIPES.iter().map(|(name, _)| *name));
-            bail!("there is no built-in recipe `{recipe}`{hint}; a file is given with its directory or extension");
+            bail!(
+                "there is no built-in recipe `{recipe}`{hint}; a file is given with its directory or extension"
+            );
         }
     }
     let metadata = std::fs::metadata(path).with_context(|| format!("recipe {}", path.display()))?;
@@ -45,7 +47,8 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
         bail!("{}: {} bytes are too many for a recipe", path.display(), metadata.len());
     }
     let bytes = std::fs::read(path).with_context(|| format!("recipe {}", path.display()))?;
-    let text = String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{}: it is not UTF-8 text", path.display()))?;
+    let text =
+        String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{}: it is not UTF-8 text", path.display()))?;
     let directory = path.parent().map(Path::to_owned);
     Ok(Origin { text, name: path.display().to_string(), directory })
 }
@@ -66,7 +69,9 @@ pub fn run(
 /// Adds `--require NAME=VALUE` to a recipe's thresholds.
 fn requirements(require: &mut Requirements, given: &[String]) -> anyhow::Result<()> {
     for text in given {
-        let parsed = text.split_once('=').and_then(|(name, value)| Some((name.trim(), value.trim().parse::<f64>().ok()?)));
+        let parsed = text
+            .split_once('=')
+            .and_then(|(name, value)| Some((name.trim(), value.trim().parse::<f64>().ok()?)));
         let Some((name, value)) = parsed.filter(|(_, value)| value.is_finite()) else {
             bail!("--require {text}: the form is name=number");
         };
@@ -78,7 +83,10 @@ fn requirements(require: &mut Requirements, given: &[String]) -> anyhow::Result<
             _ => {
                 let names = ["accuracy-drop", "agreement", "sqnr-db", "size-ratio"];
                 let hint = optix_pipeline::did_you_mean(name, names);
-                bail!("--require {text}: there is no requirement `{name}`{hint} (there are: {})", names.join(", "));
+                bail!(
+                    "--require {text}: there is no requirement `{name}`{hint} (there are: {})",
+                    names.join(", ")
+                );
             }
         };
         *slot = Some(value);
@@ -130,7 +138,8 @@ pub fn run_recipe(
     }
     // Everything that can be wrong with inputs and outputs is found before the work starts.
     let loaded = setup::load(global, model_path)?;
-    let target = if output.in_place { model_path.to_owned() } else { output.output.clone().unwrap_or_default() };
+    let target =
+        if output.in_place { model_path.to_owned() } else { output.output.clone().unwrap_or_default() };
     let save = SaveOptions {
         inputs: loaded.sources.clone(),
         in_place: output.in_place,
@@ -168,7 +177,9 @@ pub fn run_recipe(
             print_after: debugging.print_after.clone(),
             dump_dir: debugging.dump_dir.clone(),
             stop_after_patch: debugging.stop_after_patch,
-            reproducer_dir: Some(target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()),
+            reproducer_dir: Some(
+                target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
+            ),
             command,
         };
         check_print_after(&recipe, debugging)?;
@@ -203,7 +214,8 @@ pub fn run_recipe(
         ..Report::default()
     };
     if let Some(calibration) = &calibration {
-        let samples = facts.steps.iter().filter_map(|step| step.changes.counters.get("calibration samples")).max();
+        let samples =
+            facts.steps.iter().filter_map(|step| step.changes.counters.get("calibration samples")).max();
         facts.data.push(DataFacts {
             role: "calibration".to_owned(),
             path: calibration.path.clone(),

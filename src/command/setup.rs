@@ -83,7 +83,7 @@ impl Calibration for CalibrationData {
         &'a self,
         model: &Model,
     ) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>, DataError> {
-        let specs = inputs(model).map_err(|error| DataError::Model(error.to_string()))?;
+        let specs = inputs(model).map_err(|error| DataError::Metric(error.to_string()))?;
         Ok(Box::new(self.dataset.bind(&specs, BATCH)?.batches()?))
     }
 }

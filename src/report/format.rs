@@ -92,7 +92,10 @@ pub fn outputs(evaluation: &Evaluation) -> Vec<String> {
 pub fn requirement(requirement: &Requirement) -> String {
     let verdict = if requirement.met { "met" } else { "MISSED" };
     let note = if requirement.note.is_empty() { String::new() } else { format!("; {}", requirement.note) };
-    format!("{} {}: {:.4} against {}{note}", requirement.name, verdict, requirement.value, requirement.threshold)
+    format!(
+        "{} {}: {:.4} against {}{note}",
+        requirement.name, verdict, requirement.value, requirement.threshold
+    )
 }
 
 /// What a step did, in one line.
@@ -108,10 +111,17 @@ pub fn step_summary(step: &optix_pipeline::report::StepReport) -> String {
 
 /// The warnings of a run and of all its steps.
 pub fn warnings(report: &Report) -> Vec<String> {
-    let steps = report.steps.iter().flat_map(|step| {
-        step.changes.warnings.iter().map(move |warning| format!("{}: {warning}", step.id))
-    });
-    report.warnings.iter().cloned().chain(steps).map(|w| optix_base::escape_for_terminal(&w).into_owned()).collect()
+    let steps = report
+        .steps
+        .iter()
+        .flat_map(|step| step.changes.warnings.iter().map(move |warning| format!("{}: {warning}", step.id)));
+    report
+        .warnings
+        .iter()
+        .cloned()
+        .chain(steps)
+        .map(|w| optix_base::escape_for_terminal(&w).into_owned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -120,7 +130,15 @@ mod tests {
 
     #[test]
     fn sizes_have_three_figures() {
-        let cases = [(0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (88_412, "88.4 KB"), (169_534, "170 KB"), (999_600, "1.00 MB"), (1_250_000_000, "1.25 GB")];
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.00 KB"),
+            (88_412, "88.4 KB"),
+            (169_534, "170 KB"),
+            (999_600, "1.00 MB"),
+            (1_250_000_000, "1.25 GB"),
+        ];
         for (count, expected) in cases {
             assert_eq!(bytes(count), expected);
         }

@@ -38,7 +38,9 @@ pub fn html(report: &Report) -> anyhow::Result<String> {
     if let Some(overlap) = &report.overlap {
         facts.push(format!("{} of {} evaluation samples were calibrated on", overlap.samples, overlap.of));
     }
-    facts.extend(report.data.iter().map(|data| format!("{}: {} samples of {}", data.role, data.samples, data.path)));
+    facts.extend(
+        report.data.iter().map(|data| format!("{}: {} samples of {}", data.role, data.samples, data.path)),
+    );
     facts.push(format!("engine {}; {} in all", report.engine, format::seconds(report.seconds)));
     let steps = report.steps.iter().map(|step| {
         [
@@ -63,7 +65,10 @@ pub fn html(report: &Report) -> anyhow::Result<String> {
         ]
     });
     let skips = report.steps.iter().flat_map(|step| {
-        step.changes.skips.iter().map(|skip| [step.id.clone(), skip.node.clone(), skip.op.clone(), skip.reason.clone()])
+        step.changes
+            .skips
+            .iter()
+            .map(|skip| [step.id.clone(), skip.node.clone(), skip.op.clone(), skip.reason.clone()])
     });
     let requirements: Vec<(bool, String)> =
         report.requirements.iter().map(|one| (one.met, format::requirement(one))).collect();
@@ -94,7 +99,10 @@ fn plots(report: &Report) -> Vec<String> {
         note: format::bytes(bytes),
         bad: false,
     };
-    plots.push(bars("Size of the model's files", &[size("before", report.input.bytes), size("after", report.output.bytes)]));
+    plots.push(bars(
+        "Size of the model's files",
+        &[size("before", report.input.bytes), size("after", report.output.bytes)],
+    ));
     if let Some(accuracy) = report.evaluation.as_ref().and_then(|evaluation| evaluation.accuracy.as_ref()) {
         let row = |label: &str, value: f64| Bar {
             label: label.to_owned(),

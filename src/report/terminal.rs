@@ -79,7 +79,10 @@ pub fn terminal(report: &Report, all: bool) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    table
+        .load_style(UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
     table
 }
 
@@ -120,7 +123,11 @@ fn layers(layers: &[Layer], all: bool) -> (String, usize) {
             bytes,
             format::decibels(layer.weight_sqnr_db),
             format::decibels(layer.output_sqnr_db),
-            layer.reason.as_deref().map(|reason| escape_for_terminal(reason).into_owned()).unwrap_or_default(),
+            layer
+                .reason
+                .as_deref()
+                .map(|reason| escape_for_terminal(reason).into_owned())
+                .unwrap_or_default(),
         ]);
     }
     for column in [4, 5] {

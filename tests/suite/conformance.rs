@@ -46,7 +46,8 @@ fn kernels_agree_with_the_operator_cases() {
     for (case, model) in cases.iter().zip(&models) {
         // `test_x_expanded_ver18` is `test_x` in simpler operators.
         let base = case.name.split_once("_expanded").map(|(base, _)| base);
-        let operator = base.and_then(|base| own_operator.get(base)).unwrap_or(&own_operator[case.name.as_str()]);
+        let operator =
+            base.and_then(|base| own_operator.get(base)).unwrap_or(&own_operator[case.name.as_str()]);
         let tally = operators.entry(operator.clone()).or_default();
         let count = if base.is_some() { &mut tally.expanded } else { &mut tally.direct };
         count.1 += 1;
@@ -68,14 +69,23 @@ fn kernels_agree_with_the_operator_cases() {
         }
     }
     std::panic::set_hook(quiet);
-    assert!(wrong.is_empty(), "{} wrong, {passed} passed, {unsupported} out of reach:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong, {passed} passed, {unsupported} out of reach:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
     crate::generated::check("docs/operators.md", &document(&operators, passed, cases.len()));
 }
 
 /// The operator a case is about: that of the first node.
 fn first_operator(model: &Model) -> String {
     let node = model.node(model.nodes_of(model.main()).next().expect("every case has a node"));
-    if node.domain().is_empty() { node.op_type.clone() } else { format!("{}.{}", node.domain(), node.op_type) }
+    if node.domain().is_empty() {
+        node.op_type.clone()
+    } else {
+        format!("{}.{}", node.domain(), node.op_type)
+    }
 }
 
 fn run_case(case: &Case, model: &Model) -> Result<(), Ending> {
@@ -158,7 +168,9 @@ fn difference(got: &Tensor, expected: &Tensor, case: &Case) -> Option<String> {
     use DType::*;
     let (got_numbers, expected_numbers) = match got.dtype() {
         F32 | F64 | F16 | BF16 => (got.to_f64s().ok()?, expected.to_f64s().ok()?),
-        Complex64 => (pairs(&got.to_slice::<[f32; 2]>().ok()?), pairs(&expected.to_slice::<[f32; 2]>().ok()?)),
+        Complex64 => {
+            (pairs(&got.to_slice::<[f32; 2]>().ok()?), pairs(&expected.to_slice::<[f32; 2]>().ok()?))
+        }
         _ if got.bytes() == expected.bytes() => return None,
         String => return Some("strings differ".into()),
         _ => return Some(format!("{got:?}, expected {expected:?}")),

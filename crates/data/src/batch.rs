@@ -38,12 +38,9 @@ impl Batch {
         let feeds: Option<Vec<(String, Tensor)>> =
             self.feeds.iter().map(|(name, tensor)| Some((name.clone(), cut(tensor)?))).collect();
         match feeds {
-            Some(feeds) => Batch {
-                feeds,
-                labels: None,
-                hashes: self.hashes.into_iter().take(count).collect(),
-                count,
-            },
+            Some(feeds) => {
+                Batch { feeds, labels: None, hashes: self.hashes.into_iter().take(count).collect(), count }
+            }
             None => Batch { labels: None, ..self },
         }
     }

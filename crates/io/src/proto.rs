@@ -4,7 +4,15 @@
 use buffa::{DecodeError, DecodeOptions, Message, Rope};
 use bytes::Bytes;
 
-#[allow(missing_docs, unreachable_pub, dead_code, unused_imports, clippy::all, clippy::pedantic, clippy::restriction)]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    unused_imports,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction
+)]
 mod generated {
     buffa::include_proto!("optix.onnx");
 }

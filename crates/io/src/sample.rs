@@ -50,7 +50,10 @@ mod tests {
         ] {
             let (name, read) = read_tensor_pb(&write_tensor_pb("x", &tensor), "x.pb").unwrap();
             assert_eq!(name, "x");
-            assert_eq!((read.dtype(), read.shape(), read.bytes()), (tensor.dtype(), tensor.shape(), tensor.bytes()));
+            assert_eq!(
+                (read.dtype(), read.shape(), read.bytes()),
+                (tensor.dtype(), tensor.shape(), tensor.bytes())
+            );
         }
     }
 

@@ -79,7 +79,8 @@ fn format_of(model: &Model, path: &Path) -> Format {
 /// When it would be over 2 GiB.
 pub fn onnx_segments(model: &Model) -> Result<Vec<Bytes>, IoError> {
     let (message, _) = onnx::write(model, onnx::External::Nothing, "");
-    proto::encode(&message).ok_or_else(|| IoError::Unwritable { path: PathBuf::new(), what: TOO_LARGE.to_owned() })
+    proto::encode(&message)
+        .ok_or_else(|| IoError::Unwritable { path: PathBuf::new(), what: TOO_LARGE.to_owned() })
 }
 
 /// The encoding of a model as one ONNX file, all weights inside.

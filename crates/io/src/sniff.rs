@@ -10,7 +10,11 @@ const LOOK: usize = 512;
 
 /// What some other formats start with, at which offset, and what to say of them.
 const OTHERS: &[(usize, &[u8], &str)] = &[
-    (0, b"PK\x03\x04", "a zip archive (a PyTorch .pt file is one); export the model to ONNX or its weights to safetensors"),
+    (
+        0,
+        b"PK\x03\x04",
+        "a zip archive (a PyTorch .pt file is one); export the model to ONNX or its weights to safetensors",
+    ),
     (0, b"\x80\x02", PICKLE),
     (0, b"\x80\x03", PICKLE),
     (0, b"\x80\x04", PICKLE),
@@ -35,7 +39,8 @@ const PICKLE: &str =
 /// # Errors
 /// When it is a known one that holds no model we read; the message names it.
 pub(crate) fn sniff(content: &[u8], path: &Path) -> Result<Format, IoError> {
-    let refuse = |what: &str| Err(IoError::NotAModel { path: path.to_owned(), what: format!("this is {what}") });
+    let refuse =
+        |what: &str| Err(IoError::NotAModel { path: path.to_owned(), what: format!("this is {what}") });
     if content.is_empty() {
         return Err(IoError::NotAModel { path: path.to_owned(), what: "the file is empty".into() });
     }
@@ -62,7 +67,9 @@ fn as_text(head: &[u8]) -> Option<&str> {
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,
         // Cut within a character is still text.
-        Err(error) if error.error_len().is_none() => std::str::from_utf8(head.get(..error.valid_up_to())?).ok()?,
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(head.get(..error.valid_up_to())?).ok()?
+        }
         Err(_) => return None,
     };
     let printable = |character: char| !character.is_control() || matches!(character, '\n' | '\r' | '\t');

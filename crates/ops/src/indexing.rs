@@ -186,7 +186,8 @@ fn scatter_nd(call: &Call<'_>) -> Outputs {
     let (data, indices, updates) = (call.input(0)?, call.input(1)?, call.input(2)?);
     let (starts, length) = slice_places(call, data, indices, &integers(call, 1)?, 0)?;
     if starts.len().checked_mul(length) != Some(updates.len()) {
-        let what = format!("{} slices of {length} elements for updates of {:?}", starts.len(), updates.shape());
+        let what =
+            format!("{} slices of {length} elements for updates of {:?}", starts.len(), updates.shape());
         return Err(call.invalid(what));
     }
     let places: Vec<usize> = starts.into_iter().flat_map(|start| start..start + length).collect();

@@ -49,7 +49,8 @@ fn transpose(call: &Call<'_>) -> Outputs {
 }
 
 fn concat(call: &Call<'_>) -> Outputs {
-    let parts: Vec<&Tensor> = (0..call.inputs.len()).map(|slot| call.input(slot)).collect::<Result<_, _>>()?;
+    let parts: Vec<&Tensor> =
+        (0..call.inputs.len()).map(|slot| call.input(slot)).collect::<Result<_, _>>()?;
     let first = *parts.first().ok_or_else(|| call.invalid("it has no inputs"))?;
     let axis = match call.node.int("axis") {
         Some(axis) => axis,
@@ -100,7 +101,9 @@ fn split(call: &Call<'_>) -> Outputs {
         }
     };
     if parts.iter().try_fold(0usize, |sum, &part| sum.checked_add(part)) != Some(size) {
-        return Err(call.invalid(format!("parts of {parts:?} do not add up to {size}, the size of axis {axis}")));
+        return Err(
+            call.invalid(format!("parts of {parts:?} do not add up to {size}, the size of axis {axis}"))
+        );
     }
     let steps = signed(strides(data.shape()));
     let mut start = 0;

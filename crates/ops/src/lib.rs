@@ -21,13 +21,8 @@ pub use call::{Call, Kernel, KernelSpec, OpError};
 use optix_ir::{Model, NodeId, Tensor};
 
 /// The kernels, by family.
-pub static FAMILIES: &[&[KernelSpec]] = &[
-    shape::KERNELS,
-    layout::KERNELS,
-    pad::KERNELS,
-    indexing::KERNELS,
-    sorting::KERNELS,
-];
+pub static FAMILIES: &[&[KernelSpec]] =
+    &[shape::KERNELS, layout::KERNELS, pad::KERNELS, indexing::KERNELS, sorting::KERNELS];
 
 /// The kernel of an operator, if there is one.
 pub fn find(domain: &str, op_type: &str) -> Option<&'static KernelSpec> {

@@ -52,14 +52,12 @@ pub(crate) fn float_tensor(
     Ok(match dtype {
         DType::F64 => Tensor::from_vec(shape, values.to_vec()),
         DType::F32 => Tensor::from_vec(shape, values.iter().map(|&x| x as f32).collect::<Vec<f32>>()),
-        DType::F16 => Tensor::from_vec(
-            shape,
-            values.iter().map(|&x| f16::from_f32(to_odd(x))).collect::<Vec<f16>>(),
-        ),
-        DType::BF16 => Tensor::from_vec(
-            shape,
-            values.iter().map(|&x| bf16::from_f32(to_odd(x))).collect::<Vec<bf16>>(),
-        ),
+        DType::F16 => {
+            Tensor::from_vec(shape, values.iter().map(|&x| f16::from_f32(to_odd(x))).collect::<Vec<f16>>())
+        }
+        DType::BF16 => {
+            Tensor::from_vec(shape, values.iter().map(|&x| bf16::from_f32(to_odd(x))).collect::<Vec<bf16>>())
+        }
         _ => return Err(call.unsupported(format!("element type {dtype}"))),
     })
 }

@@ -7,10 +7,8 @@ use crate::movement::{Run, assemble, integers, integers_or_attribute, product, s
 use crate::numbers::float_tensor;
 
 /// The kernels of this file.
-pub(crate) static KERNELS: &[KernelSpec] = &[
-    KernelSpec::onnx("CenterCropPad", 18, center_crop_pad),
-    KernelSpec::onnx("Pad", 2, pad),
-];
+pub(crate) static KERNELS: &[KernelSpec] =
+    &[KernelSpec::onnx("CenterCropPad", 18, center_crop_pad), KernelSpec::onnx("Pad", 2, pad)];
 
 type Outputs = Result<Vec<Tensor>, OpError>;
 
@@ -35,7 +33,11 @@ fn pad(call: &Call<'_>) -> Outputs {
         None => (0..data.rank() as i64).collect(),
     };
     if pads.len() != axes.len() * 2 {
-        return Err(call.invalid(format!("{} pads for {} axes; two an axis are needed", pads.len(), axes.len())));
+        return Err(call.invalid(format!(
+            "{} pads for {} axes; two an axis are needed",
+            pads.len(),
+            axes.len()
+        )));
     }
     let mode = match call.node.string("mode").unwrap_or("constant") {
         "constant" => Mode::Constant,
@@ -64,8 +66,9 @@ fn padded(call: &Call<'_>, data: &Tensor, fill: &Tensor, mode: Mode, around: &[(
     let mut shape = Vec::with_capacity(data.rank());
     for (&size, &(before, after)) in data.shape().iter().zip(around) {
         let padded = size as i128 + i128::from(before) + i128::from(after);
-        let padded = usize::try_from(padded)
-            .map_err(|_| call.invalid(format!("pads {before} and {after} take more than the {size} there are")))?;
+        let padded = usize::try_from(padded).map_err(|_| {
+            call.invalid(format!("pads {before} and {after} take more than the {size} there are"))
+        })?;
         if size == 0 && padded > 0 && mode != Mode::Constant {
             return Err(call.invalid("an axis without elements can only be padded with a constant"));
         }
@@ -86,7 +89,8 @@ fn padded(call: &Call<'_>, data: &Tensor, fill: &Tensor, mode: Mode, around: &[(
             (0..padded as i64).map(|at| origin(i128::from(at) - i128::from(before), size, mode)).collect()
         })
         .collect();
-    let (inner_shape, outer) = (shape.last().copied().unwrap_or(1), product(&shape[..shape.len().max(1) - 1]));
+    let (inner_shape, outer) =
+        (shape.last().copied().unwrap_or(1), product(&shape[..shape.len().max(1) - 1]));
     let steps = strides(data.shape());
     let inner = origins.last().cloned().unwrap_or_else(|| vec![Some(0)]);
     let rows = (0..outer).map(|row| {

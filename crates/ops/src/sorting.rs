@@ -85,8 +85,7 @@ fn top_k(call: &Call<'_>) -> Outputs {
             chosen[result_first + rank * result_step] = (first + at * step, at as i64);
         }
     }
-    let values =
-        assemble(call, &[data], shape.clone(), chosen.iter().map(|&(place, _)| Run::one(0, place)))?;
+    let values = assemble(call, &[data], shape.clone(), chosen.iter().map(|&(place, _)| Run::one(0, place)))?;
     let indices: Vec<i64> = chosen.iter().map(|&(_, at)| at).collect();
     Ok(vec![values, Tensor::from_vec(shape, indices)])
 }
@@ -98,7 +97,12 @@ fn unique(call: &Call<'_>) -> Outputs {
     let (outer, size, inner, axis) = match call.node.int("axis") {
         Some(axis) => {
             let axis = call.axis(axis, data.rank())?;
-            (product(&data.shape()[..axis]), data.shape()[axis], product(&data.shape()[axis + 1..]), Some(axis))
+            (
+                product(&data.shape()[..axis]),
+                data.shape()[axis],
+                product(&data.shape()[axis + 1..]),
+                Some(axis),
+            )
         }
         None => (1, data.len(), 1, None),
     };

@@ -62,11 +62,7 @@ pub trait Session: Send {
     ///
     /// # Errors
     /// As [`Session::run_with`].
-    fn run(
-        &mut self,
-        feeds: &[(ValueId, Tensor)],
-        wanted: &[ValueId],
-    ) -> Result<Vec<Tensor>, RuntimeError> {
+    fn run(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<Vec<Tensor>, RuntimeError> {
         let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
         self.run_with(feeds, wanted, &mut |value, tensor| {
             for (place, _) in found.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == value) {

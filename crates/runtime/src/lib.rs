@@ -15,9 +15,11 @@ mod error;
 mod guard;
 mod kernels;
 mod math;
+mod oracle;
 mod plan;
 mod session;
 
 pub use engine::{Engine, LoadOptions, Session, Visit};
 pub use engines::{Burn, Cpu, engines};
 pub use error::{RuntimeError, Unsupported};
+pub use oracle::EngineOracle;

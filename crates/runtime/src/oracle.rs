@@ -35,7 +35,8 @@ impl From<RuntimeError> for OracleError {
             RuntimeError::Node { node, source } => OracleError::Node { node, what: source.to_string() },
             RuntimeError::Internal { node, what } => OracleError::Internal { node, what },
             RuntimeError::Environment(what) => OracleError::Environment(what),
-            error @ (RuntimeError::Feed { .. } | RuntimeError::UnknownValue(_) | RuntimeError::Stopped(_)) => {
+            error
+            @ (RuntimeError::Feed { .. } | RuntimeError::UnknownValue(_) | RuntimeError::Stopped(_)) => {
                 OracleError::Feeds(error.to_string())
             }
         }
@@ -52,7 +53,8 @@ fn by_value(model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<(ValueId, T
             match input {
                 Some(input) => Ok((input.value, tensor.clone())),
                 None => {
-                    let names: Vec<&str> = inputs.iter().map(|input| model.value(input.value).name()).collect();
+                    let names: Vec<&str> =
+                        inputs.iter().map(|input| model.value(input.value).name()).collect();
                     let names = names.join("`, `");
                     Err(OracleError::Feeds(format!("the model has no input `{name}`; it has `{names}`")))
                 }

@@ -71,8 +71,15 @@ enum Chosen {
 }
 
 /// Operators whose result is not a function of their inputs: never folded.
-const RANDOM: &[&str] =
-    &["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout"];
+const RANDOM: &[&str] = &[
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
+];
 
 impl Step {
     /// Computes the step: the fast kernel, and the reference where there is none or it declines.
@@ -122,7 +129,11 @@ impl Step {
 
     /// Runs the step: on the device where there is one and it has a kernel for this form, else on the
     /// host.
-    pub(crate) fn run(&self, inputs: &[Option<&RtValue>], place: Place<'_>) -> Result<Vec<RtValue>, RuntimeError> {
+    pub(crate) fn run(
+        &self,
+        inputs: &[Option<&RtValue>],
+        place: Place<'_>,
+    ) -> Result<Vec<RtValue>, RuntimeError> {
         if let (Some(device), Some(kernel)) = (place.device, self.device) {
             let call = DeviceCall { node: &self.node, inputs, device };
             if let Some(output) = self.name_errors(guarded(|| Ok(kernel(&call))))? {
@@ -295,12 +306,7 @@ impl Builder {
 
     /// The outputs of a step whose inputs are all constant, when they fit the budget. A step that fails is
     /// left for the run, which reports it where it matters.
-    fn fold(
-        &self,
-        step: &Step,
-        pool: Option<&rayon::ThreadPool>,
-        budget: &mut usize,
-    ) -> Option<Vec<Tensor>> {
+    fn fold(&self, step: &Step, pool: Option<&rayon::ThreadPool>, budget: &mut usize) -> Option<Vec<Tensor>> {
         if RANDOM.contains(&step.node.op_type.as_str()) {
             return None;
         }
@@ -312,9 +318,13 @@ impl Builder {
             }
         }
         // What makes much from little (a shape, say) would only cost memory.
-        let limit = (*budget).min(16 * inputs.iter().flatten().map(|t| t.bytes().len()).sum::<usize>() + (1 << 20));
+        let limit =
+            (*budget).min(16 * inputs.iter().flatten().map(|t| t.bytes().len()).sum::<usize>() + (1 << 20));
         let call = Call { limit: limit as u64, ..Call::new(&step.node, step.opset, &inputs) };
-        if step.node.op_type == "ConstantOfShape" || step.node.op_type == "Expand" || step.node.op_type == "Tile" {
+        if step.node.op_type == "ConstantOfShape"
+            || step.node.op_type == "Expand"
+            || step.node.op_type == "Tile"
+        {
             let run = step.reference?;
             let outputs = guarded(|| threads::serially(|| run(&call))).ok()?.ok()?;
             return take(outputs, limit, budget);

@@ -81,9 +81,14 @@ impl PlanSession {
             return complain(format!("expects {declared}, but {} elements are fed", tensor.dtype()));
         }
         let fits = declared.shape.as_ref().is_none_or(|shape| {
-            shape.len() == tensor.rank() && shape.iter().zip(tensor.shape()).all(|(dim, &size)| dim.admits(size))
+            shape.len() == tensor.rank()
+                && shape.iter().zip(tensor.shape()).all(|(dim, &size)| dim.admits(size))
         });
-        if fits { Ok(()) } else { complain(format!("expects {declared}, but shape {:?} is fed", tensor.shape())) }
+        if fits {
+            Ok(())
+        } else {
+            complain(format!("expects {declared}, but shape {:?} is fed", tensor.shape()))
+        }
     }
 }
 
@@ -101,9 +106,11 @@ impl Session for PlanSession {
             values[*slot] = Some(value.clone());
         }
         for (value, tensor) in feeds {
-            let input = plan.inputs.iter().find(|input| input.value == *value).ok_or_else(|| {
-                RuntimeError::Feed { input: format!("{value:?}"), what: "is not an input of the model".into() }
-            })?;
+            let input =
+                plan.inputs.iter().find(|input| input.value == *value).ok_or_else(|| RuntimeError::Feed {
+                    input: format!("{value:?}"),
+                    what: "is not an input of the model".into(),
+                })?;
             Self::check(input, tensor)?;
             values[input.slot] = Some(RtValue::Host(tensor.clone()));
         }

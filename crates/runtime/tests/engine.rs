@@ -97,7 +97,8 @@ fn all_unsupported_nodes_are_reported_at_once() {
         .import("com.acme", 1)
         .build();
     for engine in [&Cpu as &dyn Engine, &Burn::flex()] {
-        let Err(RuntimeError::Unsupported { nodes, .. }) = engine.load(&model, &LoadOptions::default()) else {
+        let Err(RuntimeError::Unsupported { nodes, .. }) = engine.load(&model, &LoadOptions::default())
+        else {
             panic!("both operators are unknown");
         };
         let text: Vec<String> = nodes.iter().map(ToString::to_string).collect();

@@ -49,9 +49,8 @@ impl Pass for ConvertOpset {
             let changed = match node.op_type.as_str() {
                 "Squeeze" | "Unsqueeze" | "ReduceSum" => attribute_to_input(model, id, "axes"),
                 "Split" => attribute_to_input(model, id, "split"),
-                "Softmax" | "LogSoftmax" | "Hardmax" => softmax(model, id).map_err(|what| PassError::Model {
-                    place: format!("node {}", model.describe(id)),
-                    what,
+                "Softmax" | "LogSoftmax" | "Hardmax" => softmax(model, id).map_err(|what| {
+                    PassError::Model { place: format!("node {}", model.describe(id)), what }
                 })?,
                 _ => false,
             };
@@ -114,7 +113,8 @@ fn flatten_around(model: &mut Model, id: NodeId, input: ValueId, axis: i64) {
     model.set_input(id, 0, Some(flat));
     model.node_mut(id).set_attribute("axis", -1i64);
     let reshape = Node::new("Reshape", [output, shape]);
-    let (restore, restored) = model.add_node(graph, Position::After(id), reshape, &format!("{name}_restored"));
+    let (restore, restored) =
+        model.add_node(graph, Position::After(id), reshape, &format!("{name}_restored"));
     model.value_mut(restored).ty = ty;
     // Everybody but the new node reads the restored one; a graph output keeps its name.
     if model.replace_value(output, restored).is_ok() {

@@ -43,7 +43,8 @@ impl Pass for EliminateCommonSubexpressions {
                     known.entry(key).or_default().push(id);
                     continue;
                 };
-                let pairs: Vec<_> = node.outputs().iter().zip(model.node(twin).outputs()).map(|(a, b)| (*a, *b)).collect();
+                let pairs: Vec<_> =
+                    node.outputs().iter().zip(model.node(twin).outputs()).map(|(a, b)| (*a, *b)).collect();
                 let replaceable = pairs.iter().all(|pair| match pair {
                     (None, _) => true,
                     (Some(gone), None) => model.value(*gone).uses().is_empty(),

@@ -139,8 +139,9 @@ fn prepare(model: &Model, id: NodeId) -> Result<Folding, String> {
             (weight * factors[group * size + channel]) as f32
         })
         .collect();
-    let bias: Vec<f32> =
-        (0..channels).map(|channel| ((bias[channel] - mean[channel]) * factors[channel] + beta[channel]) as f32).collect();
+    let bias: Vec<f32> = (0..channels)
+        .map(|channel| ((bias[channel] - mean[channel]) * factors[channel] + beta[channel]) as f32)
+        .collect();
     let mut replaced: Vec<ValueId> = norm.inputs().iter().skip(1).flatten().copied().collect();
     replaced.extend(held.inputs().iter().skip(1).flatten().copied());
     Ok(Folding {
@@ -154,7 +155,8 @@ fn prepare(model: &Model, id: NodeId) -> Result<Folding, String> {
 fn apply(model: &mut Model, id: NodeId, folding: Folding) -> Result<(), PassError> {
     let Folding { layer, weights, bias, replaced } = folding;
     let graph = model.node(layer).graph();
-    let name = |model: &Model, slot: usize| model.node(layer).input(slot).map(|v| model.value(v).name().to_owned());
+    let name =
+        |model: &Model, slot: usize| model.node(layer).input(slot).map(|v| model.value(v).name().to_owned());
     let weight_name = name(model, 1).unwrap_or_else(|| "weight".to_owned());
     let bias_name = name(model, 2).unwrap_or_else(|| format!("{weight_name}_bias"));
     let weights = model.add_constant(graph, &format!("{weight_name}_folded"), weights);

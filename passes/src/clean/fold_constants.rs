@@ -61,9 +61,18 @@ impl Pass for FoldConstants {
             if !cx.may_edit("fold") {
                 break;
             }
-            let counter = if model.node(id).is("Constant") { "Constant nodes turned into initializers" } else { "nodes folded" };
-            let results: Vec<(ValueId, Tensor)> =
-                model.node(id).outputs().iter().zip(outputs).filter_map(|(value, t)| Some(((*value)?, t))).collect();
+            let counter = if model.node(id).is("Constant") {
+                "Constant nodes turned into initializers"
+            } else {
+                "nodes folded"
+            };
+            let results: Vec<(ValueId, Tensor)> = model
+                .node(id)
+                .outputs()
+                .iter()
+                .zip(outputs)
+                .filter_map(|(value, t)| Some(((*value)?, t)))
+                .collect();
             // The output of the model stays computed by a node.
             let is_output = |value: ValueId| {
                 model.value(value).uses().iter().any(|used| matches!(used, optix_ir::Use::Output(..)))
@@ -90,7 +99,13 @@ impl Pass for FoldConstants {
 
 impl FoldConstants {
     /// The outputs of a node that can be folded.
-    fn evaluate(&self, model: &Model, id: NodeId, budget: &mut Budget, cx: &mut Cx<'_>) -> Option<Vec<Tensor>> {
+    fn evaluate(
+        &self,
+        model: &Model,
+        id: NodeId,
+        budget: &mut Budget,
+        cx: &mut Cx<'_>,
+    ) -> Option<Vec<Tensor>> {
         let node = model.node(id);
         if let Some(tensor) = static_shape(model, id) {
             return Some(vec![tensor]);
@@ -119,7 +134,11 @@ impl FoldConstants {
             .sum();
         let allowed = read.max(self.max_growth);
         if !is_constant && expected.is_some_and(|bytes| bytes > allowed) {
-            cx.skip(model, id, format!("its result would take {} bytes more", expected.unwrap_or(0).saturating_sub(read)));
+            cx.skip(
+                model,
+                id,
+                format!("its result would take {} bytes more", expected.unwrap_or(0).saturating_sub(read)),
+            );
             return None;
         }
         let outputs = match node.tensor("value") {

@@ -99,7 +99,12 @@ pub fn channel_maxima(weights: &[f32], shape: &[usize], axis: Option<usize>) -> 
 }
 
 /// Rounds weights to int8 with the given scales, one a channel along `axis` or a single one.
-pub fn quantize_weights(weights: &[f32], shape: &[usize], axis: Option<usize>, scales: Vec<f32>) -> QuantizedWeights {
+pub fn quantize_weights(
+    weights: &[f32],
+    shape: &[usize],
+    axis: Option<usize>,
+    scales: Vec<f32>,
+) -> QuantizedWeights {
     let inner: usize = axis.map_or(weights.len(), |axis| shape[axis + 1..].iter().product());
     let (mut integers, mut signal, mut noise) = (Vec::with_capacity(weights.len()), 0.0, 0.0);
     if inner > 0 {
@@ -132,7 +137,10 @@ mod tests {
                 let affine = Affine::asymmetric(min, max, dtype);
                 assert_eq!(affine.round_trip(0.0), 0.0);
                 for real in [min, max] {
-                    assert!((affine.round_trip(real) - real).abs() <= affine.scale * 0.51, "{min} {max} {real}");
+                    assert!(
+                        (affine.round_trip(real) - real).abs() <= affine.scale * 0.51,
+                        "{min} {max} {real}"
+                    );
                 }
             }
         }

@@ -199,7 +199,8 @@ mod tests {
     fn nothing_is_lost_when_the_range_grows() {
         let mut observer = Observer::default();
         for scale in [0.01f32, 1.0, 0.5, 30.0, 7.0] {
-            let values: Vec<f32> = (0..1000).map(|i| ((i * 37 % 1000) as f32 / 500.0 - 1.0) * scale).collect();
+            let values: Vec<f32> =
+                (0..1000).map(|i| ((i * 37 % 1000) as f32 / 500.0 - 1.0) * scale).collect();
             observer.observe(&values);
         }
         assert_eq!(observer.count(), 5000);
@@ -237,8 +238,9 @@ mod tests {
     fn never_worse_than_min_max() {
         for seed in 0..20u32 {
             let mut observer = Observer::default();
-            let values: Vec<f32> =
-                (0..3000u32).map(|i| ((i * 7919 + seed * 104_729) % 9973) as f32 / 997.3 - seed as f32 * 0.4).collect();
+            let values: Vec<f32> = (0..3000u32)
+                .map(|i| ((i * 7919 + seed * 104_729) % 9973) as f32 / 997.3 - seed as f32 * 0.4)
+                .collect();
             observer.observe(&values);
             let noise = |quantizer| observer.signal_and_noise(&quantizer).1;
             assert!(noise(observer.mean_squared_error(DType::U8)) <= noise(observer.min_max(DType::U8)));

@@ -54,8 +54,18 @@ pub struct Placement {
 
 /// Operators whose output elements are all elements of their first input (or zero).
 const PASS_THROUGH: &[&str] = &[
-    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice", "Identity", "DepthToSpace",
-    "SpaceToDepth", "Expand", "Tile",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "MaxPool",
+    "Slice",
+    "Identity",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "Expand",
+    "Tile",
 ];
 
 /// Operators that run in integers between integer neighbours: all tensor inputs are activations.
@@ -69,7 +79,8 @@ pub fn is_quantizable(op_type: &str) -> bool {
 /// Weights as f32, or the reason they cannot be quantized.
 pub fn float_weights<'m>(model: &'m Model, value: Option<ValueId>) -> Result<&'m Tensor, String> {
     let value = value.ok_or("its weights are missing")?;
-    let tensor = model.constant(value).ok_or("its weights are computed while the model runs, not constant")?;
+    let tensor =
+        model.constant(value).ok_or("its weights are computed while the model runs, not constant")?;
     if tensor.dtype() != DType::F32 {
         return Err(format!("its weights are {}, only float is quantized", tensor.dtype()));
     }
@@ -285,9 +296,8 @@ pub fn place(model: &Model, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Pl
             if !needed[output.index()] {
                 continue;
             }
-            let of = through.and_then(|(input, _)| {
-                needed[input.index()].then(|| roots[input.index()].unwrap_or(input))
-            });
+            let of = through
+                .and_then(|(input, _)| needed[input.index()].then(|| roots[input.index()].unwrap_or(input)));
             roots[output.index()] = of;
             if through.is_some() {
                 placement.reads.push((id, 0));

@@ -174,7 +174,8 @@ impl QuantizeDynamic {
         let integers = model.add_constant(graph, &format!("{weight_name}_quantized"), quantized.integers);
         let scale = Tensor::from_vec(channels.clone(), quantized.scales);
         let scale = model.add_constant(graph, &format!("{weight_name}_scale"), scale);
-        let zeros = Tensor::zeros(DType::I8, channels).map_err(|error| PassError::Options(error.to_string()))?;
+        let zeros =
+            Tensor::zeros(DType::I8, channels).map_err(|error| PassError::Options(error.to_string()))?;
         let zero_point = model.add_constant(graph, &format!("{weight_name}_zero_point"), zeros);
         let before = Position::Before(id);
         let (quantized_input, input_scale, input_zero) = self.dynamic_input(model, input, id)?;
@@ -182,13 +183,21 @@ impl QuantizeDynamic {
             "MatMulInteger",
             vec![Some(quantized_input), Some(integers), Some(input_zero), Some(zero_point)],
         );
-        let (_, product) = model.add_node(graph, before, product.named(&format!("{name}_quantized")), &format!("{name}_integers"));
+        let (_, product) = model.add_node(
+            graph,
+            before,
+            product.named(&format!("{name}_quantized")),
+            &format!("{name}_integers"),
+        );
         let cast = Node::new("Cast", [product]).with("to", i64::from(DType::F32.onnx()));
         let (_, cast) = model.add_node(graph, before, cast, &format!("{name}_float"));
-        let (_, both) = model.add_node(graph, before, Node::new("Mul", [input_scale, scale]), &format!("{name}_scales"));
-        let (_, mut result) = model.add_node(graph, before, Node::new("Mul", [cast, both]), &format!("{name}_scaled"));
+        let (_, both) =
+            model.add_node(graph, before, Node::new("Mul", [input_scale, scale]), &format!("{name}_scales"));
+        let (_, mut result) =
+            model.add_node(graph, before, Node::new("Mul", [cast, both]), &format!("{name}_scaled"));
         if let Some(bias) = bias {
-            result = model.add_node(graph, before, Node::new("Add", [result, bias]), &format!("{name}_biased")).1;
+            result =
+                model.add_node(graph, before, Node::new("Add", [result, bias]), &format!("{name}_biased")).1;
         }
         model.value_mut(result).ty = model.value(output).ty.clone();
         model.replace_value(output, result)?;
@@ -228,7 +237,8 @@ impl QuantizeDynamic {
         let name = model.value(input).name().to_owned();
         let outputs = ["quantized", "scale", "zero_point"]
             .map(|part| model.add_fresh_value(graph, &format!("{name}_{part}")));
-        let node = Node::new("DynamicQuantizeLinear", [input]).named(&format!("{name}_DynamicQuantizeLinear"));
+        let node =
+            Node::new("DynamicQuantizeLinear", [input]).named(&format!("{name}_DynamicQuantizeLinear"));
         model.insert_node(graph, Position::Before(user), node, outputs.map(Some).to_vec())?;
         Ok((outputs[0], outputs[1], outputs[2]))
     }

@@ -89,8 +89,17 @@ impl Named for QuantizeStatic {
 
 /// Operators whose presence means that a model is quantized already.
 const QUANTIZED: &[&str] = &[
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
-    "MatMulInteger", "MatMulNBits", "QGemm", "QLinearAdd", "DynamicQuantizeMatMul",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "ConvInteger",
+    "MatMulInteger",
+    "MatMulNBits",
+    "QGemm",
+    "QLinearAdd",
+    "DynamicQuantizeMatMul",
 ];
 
 /// Refuses a model that is quantized already.
@@ -129,7 +138,8 @@ pub(super) fn matches_glob(pattern: &str, name: &str) -> bool {
 
 /// Checks that every pattern names at least one node.
 pub(super) fn check_patterns(model: &Model, patterns: &[String]) -> Result<(), PassError> {
-    let names: Vec<String> = model.walk().map(|id| optix_pipeline::naming::node_and_op(model, id).0).collect();
+    let names: Vec<String> =
+        model.walk().map(|id| optix_pipeline::naming::node_and_op(model, id).0).collect();
     for pattern in patterns {
         if !names.iter().any(|name| matches_glob(pattern, name)) {
             let hint = optix_pipeline::did_you_mean(pattern, names.iter().map(String::as_str));
@@ -206,9 +216,9 @@ fn calibrate(
     let (oracle, data) = cx.calibration()?;
     let mut batches = data.batches(model).map_err(OracleError::from)?;
     let samples = oracle.observe(model, &roots, &mut *batches, &mut |value, tensor| {
-        let elements = tensor.to_slice::<f32>().map_err(|error| {
-            OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name()))
-        })?;
+        let elements = tensor
+            .to_slice::<f32>()
+            .map_err(|error| OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name())))?;
         if let Some(observer) = observers.get_mut(&value) {
             observer.observe(&elements);
         }
@@ -222,10 +232,15 @@ fn calibrate(
     for (&value, observer) in &observers {
         let name = model.value(value).name();
         if observer.non_finite() > 0 {
-            cx.warn(format!("`{name}`: {} values were NaN or infinite during calibration", observer.non_finite()));
+            cx.warn(format!(
+                "`{name}`: {} values were NaN or infinite during calibration",
+                observer.non_finite()
+            ));
         }
         match observer.range() {
-            None => cx.warn(format!("`{name}` never had a finite value during calibration: its scale is a guess")),
+            None => {
+                cx.warn(format!("`{name}` never had a finite value during calibration: its scale is a guess"))
+            }
             Some((min, max)) if min == max => {
                 cx.warn(format!("`{name}` was {min} throughout calibration: its scale is a guess"));
             }
@@ -285,8 +300,13 @@ impl QuantizeStatic {
             }
             cx.progress("quantizing layers", index as u64, placement.weighted.len() as u64)?;
             let input_scale = quantizers[&weighted.input].scale;
-            let mut layer = self.quantize_weights(model, weighted, input_scale, &mut shared, &mut replaced)?;
-            let root = placement.quantized.iter().find(|(value, _)| *value == weighted.output).map(|(_, root)| *root);
+            let mut layer =
+                self.quantize_weights(model, weighted, input_scale, &mut shared, &mut replaced)?;
+            let root = placement
+                .quantized
+                .iter()
+                .find(|(value, _)| *value == weighted.output)
+                .map(|(_, root)| *root);
             if let Some(observer) = root.and_then(|root| observers.get(&root)) {
                 layer.activation_sqnr_db = observer.sqnr_db(&quantizers[&weighted.output]);
                 layer.range = observer.range().map(|(min, max)| [f64::from(min), f64::from(max)]);
@@ -303,8 +323,8 @@ impl QuantizeStatic {
             .collect();
         for &(value, _) in &placement.quantized {
             let everybody = placement.resident.contains(&value);
-            let pair = rewrite::insert_pair(model, value, &quantizers[&value], dtype, everybody)?;
-            dequantized.insert(value, pair.dequantized);
+            let new = rewrite::insert_pair(model, value, &quantizers[&value], dtype, everybody)?;
+            dequantized.insert(value, new);
             cx.count("activations quantized", 1);
         }
         for (node, slot, value) in reads {
@@ -356,7 +376,8 @@ impl QuantizeStatic {
         }
         let quantized = quantize_weights(&floats, tensor.shape(), axis, scales);
         let graph = model.node(id).graph();
-        let bytes_before = tensor.bytes().len() as u64 + bias_tensor.as_ref().map_or(0, |b| b.bytes().len() as u64);
+        let bytes_before =
+            tensor.bytes().len() as u64 + bias_tensor.as_ref().map_or(0, |b| b.bytes().len() as u64);
         let mut bytes_after = (quantized.integers.bytes().len() + quantized.scales.len() * 5) as u64;
         let weight_name = model.value(weights).name().to_owned();
         let new = match shared.get(&shared_key) {
@@ -392,7 +413,8 @@ impl QuantizeStatic {
             let bias_axis = (scales.len() > 1 || axis.is_some()).then_some(0);
             let integers = Tensor::from_vec(bias.shape().to_vec(), integers);
             let bias_name = model.value(value).name().to_owned();
-            let new = rewrite::dequantized_constant(model, graph, id, &bias_name, integers, &scales, bias_axis);
+            let new =
+                rewrite::dequantized_constant(model, graph, id, &bias_name, integers, &scales, bias_axis);
             model.set_input(id, slot, Some(new));
             bytes_after += (bias.bytes().len() + scales.len() * 8) as u64;
             replaced.push(value);

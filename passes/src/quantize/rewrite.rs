@@ -13,27 +13,18 @@ fn zero_point_tensor(zero_point: i32, dtype: DType) -> Tensor {
     }
 }
 
-/// A pair put behind a value.
-#[derive(Clone, Copy, Debug)]
-pub struct Pair {
-    /// The `QuantizeLinear`.
-    pub quantize: NodeId,
-    /// What the `DequantizeLinear` gives.
-    pub dequantized: ValueId,
-}
-
 /// Puts a pair behind `value`. With `everybody`, all users read the dequantized value, graph outputs
-/// included (which keep their name); otherwise nobody does yet.
+/// included (which keep their name); otherwise nobody does yet. Returns what the `DequantizeLinear` gives.
 ///
 /// # Errors
 /// When the value is a graph output that cannot change its name.
-pub fn insert_pair(
+pub(super) fn insert_pair(
     model: &mut Model,
     value: ValueId,
     quantizer: &Affine,
     dtype: DType,
     everybody: bool,
-) -> Result<Pair, EditError> {
+) -> Result<ValueId, EditError> {
     let graph = model.value(value).graph();
     let name = model.value(value).name().to_owned();
     let position = match model.value(value).producer() {
@@ -43,10 +34,11 @@ pub fn insert_pair(
     let scale = model.add_constant(graph, &format!("{name}_scale"), Tensor::scalar(quantizer.scale));
     let zero_point = zero_point_tensor(quantizer.zero_point, dtype);
     let zero_point = model.add_constant(graph, &format!("{name}_zero_point"), zero_point);
-    let quantize = Node::new("QuantizeLinear", [value, scale, zero_point]).named(&format!("{name}_QuantizeLinear"));
+    let quantize =
+        Node::new("QuantizeLinear", [value, scale, zero_point]).named(&format!("{name}_QuantizeLinear"));
     let (quantize, quantized) = model.add_node(graph, position, quantize, &format!("{name}_quantized"));
-    let dequantize =
-        Node::new("DequantizeLinear", [quantized, scale, zero_point]).named(&format!("{name}_DequantizeLinear"));
+    let dequantize = Node::new("DequantizeLinear", [quantized, scale, zero_point])
+        .named(&format!("{name}_DequantizeLinear"));
     let (_, dequantized) =
         model.add_node(graph, Position::After(quantize), dequantize, &format!("{name}_dequantized"));
     model.value_mut(dequantized).ty = model.value(value).ty.clone();
@@ -61,13 +53,13 @@ pub fn insert_pair(
             model.replace_uses_where(value, dequantized, |_, used| used != own);
         }
     }
-    Ok(Pair { quantize, dequantized })
+    Ok(dequantized)
 }
 
 /// A constant behind a `DequantizeLinear`, placed before `user`: int8 weights or int32 bias.
 ///
 /// `scales` holds one scale, or one a channel along `axis`.
-pub fn dequantized_constant(
+pub(super) fn dequantized_constant(
     model: &mut Model,
     graph: GraphId,
     user: NodeId,
@@ -92,7 +84,7 @@ pub fn dequantized_constant(
 }
 
 /// Removes constants nobody uses any more, `Constant` nodes included.
-pub fn drop_unused(model: &mut Model, values: impl IntoIterator<Item = ValueId>) {
+pub(crate) fn drop_unused(model: &mut Model, values: impl IntoIterator<Item = ValueId>) {
     for value in values {
         let Some(held) = model.get_value(value) else { continue };
         if !held.uses().is_empty() {

@@ -26,8 +26,21 @@ mod kind {
     pub(super) const TYPE_PROTO: i32 = 13;
     pub(super) const TYPE_PROTOS: i32 = 14;
     pub(super) const NAMES: [&str; 15] = [
-        "nothing", "FLOAT", "INT", "STRING", "TENSOR", "GRAPH", "FLOATS", "INTS", "STRINGS", "TENSORS", "GRAPHS",
-        "SPARSE_TENSOR", "SPARSE_TENSORS", "TYPE_PROTO", "TYPE_PROTOS",
+        "nothing",
+        "FLOAT",
+        "INT",
+        "STRING",
+        "TENSOR",
+        "GRAPH",
+        "FLOATS",
+        "INTS",
+        "STRINGS",
+        "TENSORS",
+        "GRAPHS",
+        "SPARSE_TENSOR",
+        "SPARSE_TENSORS",
+        "TYPE_PROTO",
+        "TYPE_PROTOS",
     ];
 }
 
@@ -220,7 +233,8 @@ impl Writer<'_> {
                 kind::SPARSE_TENSOR
             }
             AttributeValue::Tensors(tensors) => {
-                proto.tensors = tensors.iter().map(|tensor| self.tensor(tensor, None)).collect::<Vec<TensorProto>>();
+                proto.tensors =
+                    tensors.iter().map(|tensor| self.tensor(tensor, None)).collect::<Vec<TensorProto>>();
                 kind::TENSORS
             }
             AttributeValue::SparseTensors(sparse) => {
@@ -266,4 +280,3 @@ impl Writer<'_> {
 pub(super) fn still_says(held: Option<&TypeProto>, ty: &Type) -> bool {
     held.is_some_and(|held| types::read(held).is_ok_and(|read| read.as_ref() == Some(ty)))
 }
-

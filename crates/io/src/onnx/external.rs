@@ -56,11 +56,18 @@ impl ExternalFiles {
     }
 
     /// The payload of `size` bytes that a tensor's entries point to.
-    pub(super) fn payload(&mut self, entries: &[StringStringEntryProto], size: usize) -> Result<Bytes, Refusal> {
+    pub(super) fn payload(
+        &mut self,
+        entries: &[StringStringEntryProto],
+        size: usize,
+    ) -> Result<Bytes, Refusal> {
         let place = parse(entries)?;
         if place.length.is_some_and(|length| length != size as u64) {
             let length = place.length.unwrap_or_default();
-            return Err(format!("its shape takes {size} bytes, but `length` of its external data is {length}").into());
+            return Err(format!(
+                "its shape takes {size} bytes, but `length` of its external data is {length}"
+            )
+            .into());
         }
         let source = self.open(place.location)?;
         let file = quoted(&source.path().to_string_lossy());
@@ -74,7 +81,9 @@ impl ExternalFiles {
             return Ok(source.clone());
         }
         let Some(model) = self.model.clone() else {
-            return Err("its data is in another file, which needs a model file to be beside".to_owned().into());
+            return Err("its data is in another file, which needs a model file to be beside"
+                .to_owned()
+                .into());
         };
         let path = resolve(model.path(), location)?;
         let source = SourceFile::open(&path, self.map).map_err(Refusal::File)?;
@@ -93,7 +102,11 @@ fn parse(entries: &[StringStringEntryProto]) -> Result<Place<'_>, String> {
     let value = |wanted: &str| {
         let mut found = entries.iter().filter(|entry| entry.key.as_deref() == Some(wanted));
         let first = found.next().map(|entry| entry.value.as_deref().unwrap_or_default());
-        if found.next().is_some() { Err(format!("its external data has `{wanted}` twice")) } else { Ok(first) }
+        if found.next().is_some() {
+            Err(format!("its external data has `{wanted}` twice"))
+        } else {
+            Ok(first)
+        }
     };
     let number = |wanted: &str| {
         let Some(text) = value(wanted)? else { return Ok(None) };
@@ -112,7 +125,8 @@ fn parse(entries: &[StringStringEntryProto]) -> Result<Place<'_>, String> {
 fn resolve(model: &Path, location: &str) -> Result<PathBuf, Refusal> {
     let refused = |why: &str| Refusal::Content(format!("its data file {} {why}", quoted(location)));
     let windows = location.contains('\\') || location.get(1..2) == Some(":");
-    let plain = Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+    let plain =
+        Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if windows || !plain || location.contains('\0') {
         return Err(refused("is not a plain path beside the model: the model is not to be trusted"));
     }
@@ -120,7 +134,8 @@ fn resolve(model: &Path, location: &str) -> Result<PathBuf, Refusal> {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
-    let failed = |path: &Path, source: io::Error| Refusal::File(IoError::Read { path: path.to_owned(), source });
+    let failed =
+        |path: &Path, source: io::Error| Refusal::File(IoError::Read { path: path.to_owned(), source });
     let beside = directory(model);
     let real_model = model.canonicalize().map_err(|error| failed(model, error))?;
     // Beside the name the model was given by; when that is a link, else beside the file it leads to.

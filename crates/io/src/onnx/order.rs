@@ -54,8 +54,12 @@ pub(super) fn of(nodes: &[NodeProto]) -> Order {
             }
         }
     }
-    let mut ready: BinaryHeap<Reverse<usize>> =
-        missing.iter().enumerate().filter(|(_, count)| **count == 0).map(|(index, _)| Reverse(index)).collect();
+    let mut ready: BinaryHeap<Reverse<usize>> = missing
+        .iter()
+        .enumerate()
+        .filter(|(_, count)| **count == 0)
+        .map(|(index, _)| Reverse(index))
+        .collect();
     let mut order = Vec::with_capacity(nodes.len());
     while let Some(Reverse(index)) = ready.pop() {
         order.push(index);
@@ -106,7 +110,11 @@ mod tests {
     fn nodes(list: &[(&[&str], &[&str])]) -> Vec<NodeProto> {
         let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
         list.iter()
-            .map(|(input, output)| NodeProto { input: names(input), output: names(output), ..Default::default() })
+            .map(|(input, output)| NodeProto {
+                input: names(input),
+                output: names(output),
+                ..Default::default()
+            })
             .collect()
     }
 

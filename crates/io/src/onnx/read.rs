@@ -41,7 +41,8 @@ pub(crate) fn read(
     map: bool,
     limits: Limits,
 ) -> Result<Read, IoError> {
-    let content = |what| IoError::Content { path: path.to_owned(), place: "not a readable ONNX model".into(), what };
+    let content =
+        |what| IoError::Content { path: path.to_owned(), place: "not a readable ONNX model".into(), what };
     let proto: ModelProto = proto::decode(bytes, &limits).map_err(content)?;
     let mut reader = Reader::new(path, file, map, limits);
     reader.model(proto)?;
@@ -52,7 +53,11 @@ pub(crate) fn read(
 
 /// Reads one tensor from its encoding (a `.pb` sample); its name comes with it.
 pub(crate) fn read_tensor(bytes: &Bytes, path: &Path, limits: Limits) -> Result<StoredTensor, IoError> {
-    let bad = |what: String| IoError::Content { path: path.to_owned(), place: "not a readable tensor".into(), what };
+    let bad = |what: String| IoError::Content {
+        path: path.to_owned(),
+        place: "not a readable tensor".into(),
+        what,
+    };
     let proto: TensorProto = proto::decode(bytes, &limits).map_err(bad)?;
     // What is a tensor's `segment`, which nobody writes, is the content of a sequence or optional.
     if proto.segment.is_some() || proto.raw_data.is_none() && proto.dims.is_empty() && bytes.len() <= 2 {
@@ -105,7 +110,9 @@ impl Reader {
         match proto.ir_version.take() {
             Some(version) if version >= 1 => self.model.ir_version = version,
             Some(version) => return self.bad("the model", format!("its IR version is {version}")),
-            None => return self.bad("the model", "it states no IR version: not an ONNX model, or a damaged one"),
+            None => {
+                return self.bad("the model", "it states no IR version: not an ONNX model, or a damaged one");
+            }
         }
         self.model.producer_name = take_text(&mut proto.producer_name);
         self.model.producer_version = take_text(&mut proto.producer_version);
@@ -174,7 +181,8 @@ impl Reader {
 
     fn function(&mut self, mut proto: FunctionProto, index: usize) -> Result<(), IoError> {
         let name = take_text(&mut proto.name);
-        let place = if name.is_empty() { format!("function {index}") } else { format!("function {}", quoted(&name)) };
+        let place =
+            if name.is_empty() { format!("function {index}") } else { format!("function {}", quoted(&name)) };
         let id = self.model.add_graph(None);
         self.scopes.push(Names::new());
         for input in std::mem::take(&mut proto.input) {
@@ -184,7 +192,8 @@ impl Reader {
         self.nodes(std::mem::take(&mut proto.node), id, 1, &place)?;
         for output in std::mem::take(&mut proto.output) {
             let Some(value) = self.visible(&output) else {
-                return self.bad(&place, format!("its output {} is computed by nothing in it", quoted(&output)));
+                return self
+                    .bad(&place, format!("its output {} is computed by nothing in it", quoted(&output)));
             };
             self.model.add_output(id, ValueInfo::new(value, None));
         }
@@ -210,7 +219,13 @@ impl Reader {
         Ok(())
     }
 
-    fn nodes(&mut self, nodes: Vec<NodeProto>, graph: GraphId, depth: u64, place: &str) -> Result<(), IoError> {
+    fn nodes(
+        &mut self,
+        nodes: Vec<NodeProto>,
+        graph: GraphId,
+        depth: u64,
+        place: &str,
+    ) -> Result<(), IoError> {
         match order::of(&nodes) {
             order::Order::Sorted => {
                 for (index, node) in nodes.into_iter().enumerate() {
@@ -236,7 +251,13 @@ impl Reader {
         Ok(())
     }
 
-    fn node(&mut self, mut proto: NodeProto, graph: GraphId, depth: u64, index: usize) -> Result<(), IoError> {
+    fn node(
+        &mut self,
+        mut proto: NodeProto,
+        graph: GraphId,
+        depth: u64,
+        index: usize,
+    ) -> Result<(), IoError> {
         let taken = self.budget.node();
         self.within(taken)?;
         let place = describe(&proto, index);
@@ -247,7 +268,8 @@ impl Reader {
                 continue;
             }
             let Some(value) = self.visible(&name) else {
-                return self.bad(&place, format!("its input {} is defined by nothing before it", quoted(&name)));
+                return self
+                    .bad(&place, format!("its input {} is defined by nothing before it", quoted(&name)));
             };
             inputs.push(Some(value));
         }
@@ -262,7 +284,11 @@ impl Reader {
         }
         let mut outputs = Vec::with_capacity(proto.output.len());
         for name in std::mem::take(&mut proto.output) {
-            outputs.push(if name.is_empty() { None } else { Some(self.define(graph, &name, &place, "an output")?) });
+            outputs.push(if name.is_empty() {
+                None
+            } else {
+                Some(self.define(graph, &name, &place, "an output")?)
+            });
         }
         node.name = take_text(&mut proto.name);
         self.name(&node.name)?;
@@ -284,7 +310,8 @@ impl Reader {
         }
         self.name(name)?;
         if self.scopes.last().is_some_and(|names| names.contains_key(name)) {
-            return self.bad(place, format!("{what} has the name {}, which is taken in this graph", quoted(name)));
+            return self
+                .bad(place, format!("{what} has the name {}, which is taken in this graph", quoted(name)));
         }
         let value = self.model.add_value(graph, name);
         if let Some(names) = self.scopes.last_mut() {
@@ -368,7 +395,10 @@ impl Reader {
                 Err(what) => return self.bad(place, what),
             },
             Some(1) => (self.external(&mut proto, dtype, shape, place)?, Encoding::External),
-            Some(other) => return self.bad(place, format!("its data is at location {other}, which ONNX does not define")),
+            Some(other) => {
+                return self
+                    .bad(place, format!("its data is at location {other}, which ONNX does not define"));
+            }
         };
         let mut stored = StoredTensor::from(payload);
         stored.encoding = encoding;
@@ -391,7 +421,8 @@ impl Reader {
         proto.data_location = None;
         let size = optix_ir::element_count(&shape).and_then(|count| dtype.byte_len(count));
         let Some(size) = size else {
-            return self.bad(place, format!("a {dtype} tensor of shape {shape:?} cannot be in external data"));
+            return self
+                .bad(place, format!("a {dtype} tensor of shape {shape:?} cannot be in external data"));
         };
         if proto.raw_data.is_some() {
             return self.bad(place, "it has data in `raw_data` and in another file");

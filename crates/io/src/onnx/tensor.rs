@@ -66,7 +66,9 @@ pub(super) fn dims(dims: Vec<i64>) -> Result<Vec<usize>, String> {
     if dims.len() > MAX_RANK {
         return Err(format!("{} dimensions; at most {MAX_RANK} are supported", dims.len()));
     }
-    dims.into_iter().map(|dim| usize::try_from(dim).map_err(|_| format!("its shape has the size {dim}"))).collect()
+    dims.into_iter()
+        .map(|dim| usize::try_from(dim).map_err(|_| format!("its shape has the size {dim}")))
+        .collect()
 }
 
 /// Takes the payload out of a message; whether it was in `raw_data`.
@@ -124,8 +126,12 @@ fn take_typed(proto: &mut TensorProto, dtype: DType) -> Result<Bytes, String> {
         F64 | Complex128 => {
             collect(std::mem::take(&mut proto.double_data).into_iter().map(|value| Ok(value.to_le_bytes())))
         }
-        I64 => collect(std::mem::take(&mut proto.int64_data).into_iter().map(|value| Ok(value.to_le_bytes()))),
-        U64 => collect(std::mem::take(&mut proto.uint64_data).into_iter().map(|value| Ok(value.to_le_bytes()))),
+        I64 => {
+            collect(std::mem::take(&mut proto.int64_data).into_iter().map(|value| Ok(value.to_le_bytes())))
+        }
+        U64 => {
+            collect(std::mem::take(&mut proto.uint64_data).into_iter().map(|value| Ok(value.to_le_bytes())))
+        }
         U32 => collect(std::mem::take(&mut proto.uint64_data).into_iter().map(|value| {
             u32::try_from(value)
                 .map(u32::to_le_bytes)

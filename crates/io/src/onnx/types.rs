@@ -16,11 +16,15 @@ pub(super) fn read(proto: &TypeProto) -> Result<Option<Type>, String> {
         ty.map(Box::new).ok_or_else(|| format!("{what} type does not say of what"))
     };
     Ok(Some(match value {
-        TypeValue::TensorType(tensor) => Type::Tensor(tensor_type(tensor.elem_type, tensor.shape.as_option())?),
+        TypeValue::TensorType(tensor) => {
+            Type::Tensor(tensor_type(tensor.elem_type, tensor.shape.as_option())?)
+        }
         TypeValue::SparseTensorType(tensor) => {
             Type::SparseTensor(tensor_type(tensor.elem_type, tensor.shape.as_option())?)
         }
-        TypeValue::SequenceType(sequence) => Type::Sequence(inner(sequence.elem_type.as_option(), "a sequence")?),
+        TypeValue::SequenceType(sequence) => {
+            Type::Sequence(inner(sequence.elem_type.as_option(), "a sequence")?)
+        }
         TypeValue::OptionalType(optional) => {
             Type::Optional(inner(optional.elem_type.as_option(), "an optional")?)
         }

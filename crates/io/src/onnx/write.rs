@@ -4,15 +4,15 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use optix_ir::{
-    Encoding, Function, GraphId, Initializer, Model, NodeId, OpsetImport, Property, StoredSparse, StoredTensor,
-    ValueId, ValueInfo,
+    Encoding, Function, GraphId, Initializer, Model, NodeId, OpsetImport, Property, StoredSparse,
+    StoredTensor, ValueId, ValueInfo,
 };
 
 use super::attribute::still_says;
 use super::{tensor, types};
 use crate::proto::{
-    FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto,
-    TensorProto, ValueInfoProto,
+    FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
+    StringStringEntryProto, TensorProto, ValueInfoProto,
 };
 use crate::residue::{put_number, put_text, restore};
 
@@ -135,7 +135,8 @@ impl Writer<'_> {
         proto.input = graph.inputs().iter().map(|info| self.value_name(info.value)).collect();
         proto.output = graph.outputs().iter().map(|info| self.value_name(info.value)).collect();
         proto.attribute.clone_from(&function.attribute_names);
-        proto.attribute_proto = function.attributes.iter().map(|attribute| self.attribute(attribute)).collect();
+        proto.attribute_proto =
+            function.attributes.iter().map(|attribute| self.attribute(attribute)).collect();
         proto.node = self.model.nodes_of(function.graph).map(|node| self.node(node)).collect();
         proto.opset_import = opset_imports(&function.opset_imports);
         proto.value_info = self.value_infos(function.graph);

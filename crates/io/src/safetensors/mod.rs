@@ -14,7 +14,11 @@ pub(crate) fn load_directory(path: &Path, _options: &LoadOptions) -> Result<Load
 pub(crate) fn save_file(_model: &Model, path: &Path, _options: &SaveOptions) -> Result<SaveStats, IoError> {
     Err(IoError::NotAModel { path: path.to_owned(), what: "safetensors".into() })
 }
-pub(crate) fn save_directory(_model: &Model, path: &Path, _options: &SaveOptions) -> Result<SaveStats, IoError> {
+pub(crate) fn save_directory(
+    _model: &Model,
+    path: &Path,
+    _options: &SaveOptions,
+) -> Result<SaveStats, IoError> {
     Err(IoError::NotAModel { path: path.to_owned(), what: "safetensors".into() })
 }
 pub(crate) fn check_directory(_path: &Path, _options: &SaveOptions) -> Result<(), IoError> {

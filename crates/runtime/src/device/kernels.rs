@@ -2,8 +2,8 @@
 //! operator's definition (onnx/docs/Operators.md) or declines.
 
 use burn::tensor::Scalar;
-use burn::tensor::ops::{ActivationOps, ConvOptions, FloatTensorOps, ModuleOps};
 use burn::tensor::TensorMetadata;
+use burn::tensor::ops::{ActivationOps, ConvOptions, FloatTensorOps, ModuleOps};
 
 use super::{B, DeviceCall, DeviceKernel, DeviceTensor, layout, reduce, reshape};
 use crate::kernels::Window;
@@ -79,12 +79,8 @@ fn conv(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
     let (x, w) = (call.tensor(0)?, call.tensor(1)?);
     match window.kernel.len() {
         1 => {
-            let options = ConvOptions::new(
-                [window.strides[0]],
-                [window.before[0]],
-                [window.dilations[0]],
-                groups,
-            );
+            let options =
+                ConvOptions::new([window.strides[0]], [window.before[0]], [window.dilations[0]], groups);
             Some(B::conv1d(x, w, bias, options))
         }
         2 => {

@@ -70,8 +70,9 @@ pub(crate) fn unsqueeze(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
     let rank = shape.len() + call.shape(1)?.first().copied().unwrap_or(1);
     let axes = axes(call, rank)?;
     let mut dims = shape.into_iter();
-    let result: Vec<usize> =
-        (0..rank).map(|axis| if axes.contains(&axis) { Some(1) } else { dims.next() }).collect::<Option<_>>()?;
+    let result: Vec<usize> = (0..rank)
+        .map(|axis| if axes.contains(&axis) { Some(1) } else { dims.next() })
+        .collect::<Option<_>>()?;
     dims.next().is_none().then_some(())?;
     Some(reshape(call.tensor(0)?, result))
 }
@@ -83,7 +84,8 @@ pub(crate) fn concat(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
     let axis = self::axis(call.node.int("axis")?, first.len())?;
     let fits = tensors.iter().all(|tensor| {
         let shape = tensor.shape().to_vec();
-        shape.len() == first.len() && (0..first.len()).all(|other| other == axis || shape[other] == first[other])
+        shape.len() == first.len()
+            && (0..first.len()).all(|other| other == axis || shape[other] == first[other])
     });
     fits.then(|| B::float_cat(tensors, axis))
 }

@@ -104,7 +104,8 @@ fn upload(tensor: &Tensor, device: &Device) -> Option<DeviceTensor> {
 fn download(tensor: DeviceTensor) -> Result<Tensor, OpError> {
     let failed = |what: String| OpError::Invalid { op: "transfer from the device".into(), what };
     let shape = tensor.shape().to_vec();
-    let data = burn::tensor::read_sync(B::float_into_data(tensor)).map_err(|error| failed(format!("{error:?}")))?;
+    let data =
+        burn::tensor::read_sync(B::float_into_data(tensor)).map_err(|error| failed(format!("{error:?}")))?;
     let data = data.into_vec::<f32>().map_err(|error| failed(format!("{error:?}")))?;
     Ok(Tensor::from_vec(shape, data))
 }

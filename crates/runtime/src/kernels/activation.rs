@@ -21,9 +21,7 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
         let beta = call.node.float("beta").unwrap_or(0.5);
         map(call, 1, move |x| clamp(alpha * x + beta, 0.0, 1.0))
     }),
-    KernelSpec::plain("HardSwish", 14, |call| {
-        map(call, 1, |x| x * clamp(x * (1.0 / 6.0) + 0.5, 0.0, 1.0))
-    }),
+    KernelSpec::plain("HardSwish", 14, |call| map(call, 1, |x| x * clamp(x * (1.0 / 6.0) + 0.5, 0.0, 1.0))),
     KernelSpec::plain("Tanh", 6, |call| map(call, 8, unary::tanh)),
     KernelSpec::plain("Erf", 9, |call| map(call, 12, unary::erf)),
     KernelSpec::plain("Gelu", 20, gelu),
@@ -31,9 +29,13 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::plain("Elu", 6, |call| {
         let alpha = call.node.float("alpha").unwrap_or(1.0);
         // Near zero the difference would lose digits: there, e^x - 1 is tanh(x / 2) (e^x + 1).
-        map(call, 8, move |x| {
-            if x < 0.0 { alpha * (unary::tanh(0.5 * x) * (unary::exp(x) + 1.0)) } else { x }
-        })
+        map(
+            call,
+            8,
+            move |x| {
+                if x < 0.0 { alpha * (unary::tanh(0.5 * x) * (unary::exp(x) + 1.0)) } else { x }
+            },
+        )
     }),
     KernelSpec::plain("Sqrt", 6, |call| map(call, 1, f32::sqrt)),
     KernelSpec::plain("Reciprocal", 6, |call| map(call, 1, |x| 1.0 / x)),
@@ -95,9 +97,7 @@ fn clip(call: &Call<'_>) -> Fast {
 fn gelu(call: &Call<'_>) -> Fast {
     match call.node.string("approximate").unwrap_or("none") {
         "none" => map(call, 16, |x| 0.5 * x * (1.0 + unary::erf(x * std::f32::consts::FRAC_1_SQRT_2))),
-        "tanh" => map(call, 16, |x| {
-            0.5 * x * (1.0 + unary::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))
-        }),
+        "tanh" => map(call, 16, |x| 0.5 * x * (1.0 + unary::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))),
         _ => Ok(None),
     }
 }

@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use optix_ir::{Node, Tensor};
 use optix_ops::Call;
 
-use super::{Fast, KernelSpec, Prepared, Setup, Window, buffer, floats, floats_or_decline, one, parallel, size};
+use super::{
+    Fast, KernelSpec, Prepared, Setup, Window, buffer, floats, floats_or_decline, one, parallel, size,
+};
 use crate::math::conv::{ConvShape, PackedFilters, convolve};
 use crate::math::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
 
@@ -187,51 +189,46 @@ fn transposed(call: &Call<'_>) -> Fast {
     if plane == 0 {
         return one(result, output);
     }
-    parallel::rows(
-        &mut output,
-        per_group * groups * plane,
-        depth * height * width,
-        |index, output| {
-            let image = &elements[index * channels * pixels..][..channels * pixels];
-            // The last rows need padding to be read as whole vectors.
-            let stride = pixels.next_multiple_of(PADDING);
-            let mut padded = vec![0.0; depth * stride];
-            let mut sums = vec![0.0; taps * pixels];
-            let offsets: Vec<usize> = (0..depth).map(|channel| channel * stride).collect();
-            for group in 0..groups {
-                for (row, channel) in
-                    padded.chunks_mut(stride).zip(image[group * depth * pixels..].chunks(pixels))
-                {
-                    row[..pixels].copy_from_slice(channel);
-                }
-                let rows = Rows { data: &packed[group * depth * taps..][..depth * taps], depth };
-                let columns = Columns { data: &padded, offsets: &offsets, count: pixels };
-                let mut targets: Vec<&mut [f32]> = sums.chunks_mut(pixels).collect();
-                multiply(rows, columns, Start::Zero, &mut targets);
-                for filter in 0..per_group {
-                    let channel = group * per_group + filter;
-                    let out = &mut output[channel * plane..][..plane];
-                    out.fill(bias.as_ref().map_or(0.0, |bias| bias[channel]));
-                    for tap in 0..height * width {
-                        let (ky, kx) = (tap / width, tap % width);
-                        let sums = &sums[(filter * height * width + tap) * pixels..][..pixels];
-                        for (y, row) in sums.chunks(source[1]).enumerate() {
-                            let at = (y * strides[0] + ky * dilations[0]).wrapping_sub(pads[0]);
-                            if at >= target[0] {
-                                continue;
-                            }
-                            let out = &mut out[at * target[1]..][..target[1]];
-                            for (x, &sum) in row.iter().enumerate() {
-                                let at = (x * strides[1] + kx * dilations[1]).wrapping_sub(pads[1]);
-                                if let Some(place) = out.get_mut(at) {
-                                    *place += sum;
-                                }
+    parallel::rows(&mut output, per_group * groups * plane, depth * height * width, |index, output| {
+        let image = &elements[index * channels * pixels..][..channels * pixels];
+        // The last rows need padding to be read as whole vectors.
+        let stride = pixels.next_multiple_of(PADDING);
+        let mut padded = vec![0.0; depth * stride];
+        let mut sums = vec![0.0; taps * pixels];
+        let offsets: Vec<usize> = (0..depth).map(|channel| channel * stride).collect();
+        for group in 0..groups {
+            for (row, channel) in
+                padded.chunks_mut(stride).zip(image[group * depth * pixels..].chunks(pixels))
+            {
+                row[..pixels].copy_from_slice(channel);
+            }
+            let rows = Rows { data: &packed[group * depth * taps..][..depth * taps], depth };
+            let columns = Columns { data: &padded, offsets: &offsets, count: pixels };
+            let mut targets: Vec<&mut [f32]> = sums.chunks_mut(pixels).collect();
+            multiply(rows, columns, Start::Zero, &mut targets);
+            for filter in 0..per_group {
+                let channel = group * per_group + filter;
+                let out = &mut output[channel * plane..][..plane];
+                out.fill(bias.as_ref().map_or(0.0, |bias| bias[channel]));
+                for tap in 0..height * width {
+                    let (ky, kx) = (tap / width, tap % width);
+                    let sums = &sums[(filter * height * width + tap) * pixels..][..pixels];
+                    for (y, row) in sums.chunks(source[1]).enumerate() {
+                        let at = (y * strides[0] + ky * dilations[0]).wrapping_sub(pads[0]);
+                        if at >= target[0] {
+                            continue;
+                        }
+                        let out = &mut out[at * target[1]..][..target[1]];
+                        for (x, &sum) in row.iter().enumerate() {
+                            let at = (x * strides[1] + kx * dilations[1]).wrapping_sub(pads[1]);
+                            if let Some(place) = out.get_mut(at) {
+                                *place += sum;
                             }
                         }
                     }
                 }
             }
-        },
-    );
+        }
+    });
     one(result, output)
 }

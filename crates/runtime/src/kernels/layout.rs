@@ -208,7 +208,8 @@ fn slice(call: &Call<'_>) -> Fast {
             Some(_) => None,
         }
     };
-    let (Some(Some(starts)), Some(Some(ends)), Some(axes), Some(steps)) = (list(1), list(2), list(3), list(4))
+    let (Some(Some(starts)), Some(Some(ends)), Some(axes), Some(steps)) =
+        (list(1), list(2), list(3), list(4))
     else {
         return Ok(None);
     };
@@ -284,7 +285,12 @@ fn expand(call: &Call<'_>) -> Fast {
     let mut run = width;
     for axis in (0..rank).rev() {
         if dims[axis] != shape[axis] {
-            bytes = bytes.chunks(run).flat_map(|piece| std::iter::repeat_n(piece, shape[axis])).flatten().copied().collect();
+            bytes = bytes
+                .chunks(run)
+                .flat_map(|piece| std::iter::repeat_n(piece, shape[axis]))
+                .flatten()
+                .copied()
+                .collect();
         }
         run *= shape[axis];
     }

@@ -193,11 +193,12 @@ fn matmul_integer(call: &Call<'_>) -> Fast {
     let Some(stacks) = stacks(a.shape(), b.shape()) else { return Ok(None) };
     let [rows, depth, columns] = stacks.sizes;
     // A zero point a row of the left side is rare: the reference does it.
-    if call.optional(2).is_some_and(|zero| zero.len() != 1) || (b.rank() > 2 && call.optional(3).is_some_and(|zero| zero.len() != 1)) {
+    if call.optional(2).is_some_and(|zero| zero.len() != 1)
+        || (b.rank() > 2 && call.optional(3).is_some_and(|zero| zero.len() != 1))
+    {
         return Ok(None);
     }
-    let (Some(left), Some(right)) =
-        (centred(a, call.optional(2), 0), centred(b, call.optional(3), columns))
+    let (Some(left), Some(right)) = (centred(a, call.optional(2), 0), centred(b, call.optional(3), columns))
     else {
         return Ok(None);
     };

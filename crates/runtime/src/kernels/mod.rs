@@ -68,11 +68,7 @@ pub(crate) enum Make {
 
 impl KernelSpec {
     /// A kernel that is a function of the call.
-    pub(crate) const fn plain(
-        op_type: &'static str,
-        since: i64,
-        run: fn(&Call<'_>) -> Fast,
-    ) -> KernelSpec {
+    pub(crate) const fn plain(op_type: &'static str, since: i64, run: fn(&Call<'_>) -> Fast) -> KernelSpec {
         KernelSpec { op_type, since, make: Make::Plain(run) }
     }
 
@@ -206,7 +202,8 @@ impl Window {
             mode @ ("SAME_UPPER" | "SAME_LOWER") => {
                 for axis in 0..rank {
                     let steps = input[axis].div_ceil(strides[axis]);
-                    let needed = steps.checked_sub(1)?.checked_mul(strides[axis])?.checked_add(reach[axis])?;
+                    let needed =
+                        steps.checked_sub(1)?.checked_mul(strides[axis])?.checked_add(reach[axis])?;
                     let total = needed.saturating_sub(input[axis]);
                     let less = total / 2;
                     (before[axis], after[axis]) =

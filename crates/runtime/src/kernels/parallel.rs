@@ -9,11 +9,7 @@ const CHUNK: usize = 64 << 10;
 
 /// Calls `body` with consecutive chunks of `output` and where each starts, `weight` being the rough cost of
 /// an element in multiply-adds.
-pub(crate) fn chunks<T: Send>(
-    output: &mut [T],
-    weight: usize,
-    body: impl Fn(usize, &mut [T]) + Send + Sync,
-) {
+pub(crate) fn chunks<T: Send>(output: &mut [T], weight: usize, body: impl Fn(usize, &mut [T]) + Send + Sync) {
     let chunk = (CHUNK / weight.max(1)).max(1024);
     if output.len() < 2 * chunk || threads::count() == 1 {
         body(0, output);

@@ -74,7 +74,11 @@ fn pool(call: &Call<'_>, greatest: bool) -> Fast {
                 let inside = |tap: &usize| (before[axis]..before[axis] + source[axis]).contains(&place(*tap));
                 let taps: Vec<usize> = (0..kernel[axis]).filter(inside).collect();
                 let end = before[axis] + source[axis] + after[axis];
-                let counted = if count_pads { (0..kernel[axis]).filter(|&tap| place(tap) < end).count() } else { taps.len() };
+                let counted = if count_pads {
+                    (0..kernel[axis]).filter(|&tap| place(tap) < end).count()
+                } else {
+                    taps.len()
+                };
                 match taps.first() {
                     Some(&first) => (place(first) - before[axis], taps.len(), counted),
                     None => (0, 0, counted),

@@ -118,9 +118,9 @@ fn dequantize(call: &Call<'_>) -> Fast {
         DType::U8 => {
             apply(&grid, input.bytes(), &mut output, |x: u8, scale, zero| (f32::from(x) - zero) * scale);
         }
-        DType::I8 => apply(&grid, input.bytes(), &mut output, |x: u8, scale, zero| {
-            (f32::from(x as i8) - zero) * scale
-        }),
+        DType::I8 => {
+            apply(&grid, input.bytes(), &mut output, |x: u8, scale, zero| (f32::from(x as i8) - zero) * scale)
+        }
         DType::I32 if grid.zeros.iter().all(|&zero| zero == 0.0) => {
             let elements = input.to_slice::<i32>().map_err(|error| call.tensor_error(error))?;
             apply(&grid, &elements, &mut output, |x: i32, scale, _| x as f32 * scale);

@@ -127,8 +127,20 @@ fn across(source: &[f32], target: &mut [f32], kind: Kind) {
         for (value, &x) in target.iter_mut().zip(row) {
             *value = match kind {
                 Kind::Mean | Kind::Sum => *value + x,
-                Kind::Max => if x > *value || x.is_nan() { x } else { *value },
-                Kind::Min => if x < *value || x.is_nan() { x } else { *value },
+                Kind::Max => {
+                    if x > *value || x.is_nan() {
+                        x
+                    } else {
+                        *value
+                    }
+                }
+                Kind::Min => {
+                    if x < *value || x.is_nan() {
+                        x
+                    } else {
+                        *value
+                    }
+                }
                 Kind::SumSquare | Kind::L2 => *value + x * x,
             };
         }

@@ -43,11 +43,18 @@ fn resize(call: &Call<'_>) -> Fast {
             if scales.len() != rank || scales.iter().any(|&scale| scale.is_nan() || scale <= 0.0) {
                 return Ok(None);
             }
-            (dims.iter().zip(&scales).map(|(&dim, &scale)| (dim as f32 * scale).floor() as usize).collect(), scales)
+            (
+                dims.iter()
+                    .zip(&scales)
+                    .map(|(&dim, &scale)| (dim as f32 * scale).floor() as usize)
+                    .collect(),
+                scales,
+            )
         }
         (None, Some(sizes)) => {
             let sizes = sizes.to_i64s().map_err(|error| call.tensor_error(error))?;
-            let Some(shape) = sizes.iter().map(|&size| usize::try_from(size).ok()).collect::<Option<Vec<_>>>()
+            let Some(shape) =
+                sizes.iter().map(|&size| usize::try_from(size).ok()).collect::<Option<Vec<_>>>()
             else {
                 return Ok(None);
             };

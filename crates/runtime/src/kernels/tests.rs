@@ -52,7 +52,8 @@ fn check(what: &str, opset: i64, node: &Node, inputs: &[Option<Tensor>], near: N
         Make::Plain(run) => results.push(run(&call)),
         Make::Prepared(make) => {
             for constants in [&none, &inputs] {
-                let kernel = make(&Setup { node, opset, constants }).unwrap_or_else(|| panic!("{what}: not made"));
+                let kernel =
+                    make(&Setup { node, opset, constants }).unwrap_or_else(|| panic!("{what}: not made"));
                 results.push(kernel.run(&call));
             }
         }
@@ -62,7 +63,11 @@ fn check(what: &str, opset: i64, node: &Node, inputs: &[Option<Tensor>], near: N
         let got = got.unwrap_or_else(|| panic!("{what}: declined"));
         assert_eq!(got.len(), want.len(), "{what}: number of outputs");
         for (got, want) in got.iter().zip(&want) {
-            assert_eq!((got.dtype(), got.shape()), (want.dtype(), want.shape()), "{what}: type of the output");
+            assert_eq!(
+                (got.dtype(), got.shape()),
+                (want.dtype(), want.shape()),
+                "{what}: type of the output"
+            );
             match near {
                 Near::Exact => assert!(got.bytes() == want.bytes(), "{what}: {got:?} is not {want:?}"),
                 Near::Relative(limit) => compare(what, got, want, limit),
@@ -126,10 +131,22 @@ fn elementwise() {
 #[test]
 fn activations() {
     let mut random = Random(2);
-    let special = Tensor::from_vec(vec![7], vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e30, -1e30]);
+    let special =
+        Tensor::from_vec(vec![7], vec![0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e30, -1e30]);
     let ops = [
-        "Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Erf", "Exp", "Elu", "Neg", "Abs",
-        "Floor", "Ceil",
+        "Relu",
+        "LeakyRelu",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "Tanh",
+        "Erf",
+        "Exp",
+        "Elu",
+        "Neg",
+        "Abs",
+        "Floor",
+        "Ceil",
     ];
     for op in ops {
         for input in [random.floats(&[3, 50]), random.floats(&[0]), random.floats(&[])] {
@@ -148,7 +165,9 @@ fn activations() {
     }
     let x = random.floats(&[40]);
     let scalar = |x: f32| Some(Tensor::scalar(x));
-    for bounds in [[scalar(-1.0), scalar(2.0)], [None, scalar(0.5)], [scalar(0.0), None], [scalar(1.0), scalar(-1.0)]] {
+    for bounds in
+        [[scalar(-1.0), scalar(2.0)], [None, scalar(0.5)], [scalar(0.0), None], [scalar(1.0), scalar(-1.0)]]
+    {
         let [low, high] = bounds;
         check("Clip", 13, &node("Clip"), &[Some(x.clone()), low, high], Near::Exact);
     }
@@ -188,7 +207,8 @@ fn convolutions() {
     ];
     for (input, weights, attributes, group) in cases {
         let what = format!("ConvTranspose {input:?} {weights:?} {attributes:?}");
-        let node = attributes.iter().fold(node("ConvTranspose").with("group", *group), |n, (k, v)| n.with(k, *v));
+        let node =
+            attributes.iter().fold(node("ConvTranspose").with("group", *group), |n, (k, v)| n.with(k, *v));
         let bias = random.floats(&[weights[1] * *group as usize]);
         let inputs = [Some(random.floats(input)), Some(random.floats(weights)), Some(bias)];
         check(&what, 11, &node, &inputs, CLOSE);
@@ -213,19 +233,31 @@ fn products() {
         check(&format!("MatMul {a:?} {b:?}"), 13, &node("MatMul"), &inputs, CLOSE);
         for dtype in [DType::U8, DType::I8] {
             let zeros = |value: u8| Some(Tensor::from_codes(dtype, vec![], &[value]));
-            let inputs = [Some(random.bytes(DType::U8, a)), Some(random.bytes(dtype, b)),
-                Some(Tensor::from_codes(DType::U8, vec![], &[121])), zeros(7)];
+            let inputs = [
+                Some(random.bytes(DType::U8, a)),
+                Some(random.bytes(dtype, b)),
+                Some(Tensor::from_codes(DType::U8, vec![], &[121])),
+                zeros(7),
+            ];
             check(&format!("MatMulInteger {a:?} {b:?}"), 10, &node("MatMulInteger"), &inputs, Near::Exact);
         }
     }
     let zeros = Some(random.bytes(DType::I8, &[5]));
-    let inputs = [Some(random.bytes(DType::U8, &[3, 4])), Some(random.bytes(DType::I8, &[4, 5])), None, zeros];
+    let inputs =
+        [Some(random.bytes(DType::U8, &[3, 4])), Some(random.bytes(DType::I8, &[4, 5])), None, zeros];
     check("MatMulInteger per column", 10, &node("MatMulInteger"), &inputs, Near::Exact);
     for (ta, tb) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-        for c in [None, Some(random.floats(&[])), Some(random.floats(&[6])), Some(random.floats(&[5, 1])), Some(random.floats(&[5, 6]))] {
+        for c in [
+            None,
+            Some(random.floats(&[])),
+            Some(random.floats(&[6])),
+            Some(random.floats(&[5, 1])),
+            Some(random.floats(&[5, 6])),
+        ] {
             let a = random.floats(if ta == 1 { &[7, 5] } else { &[5, 7] });
             let b = random.floats(if tb == 1 { &[6, 7] } else { &[7, 6] });
-            let node = node("Gemm").with("transA", ta).with("transB", tb).with("alpha", 0.5).with("beta", 2.0);
+            let node =
+                node("Gemm").with("transA", ta).with("transB", tb).with("alpha", 0.5).with("beta", 2.0);
             check("Gemm", 13, &node, &[Some(a), Some(b), c], CLOSE);
         }
     }
@@ -237,7 +269,11 @@ fn pools() {
     let list = |values: &[i64]| values.to_vec();
     for op in ["MaxPool", "AveragePool"] {
         for ceil in [0, 1] {
-            for (kernel, strides, pads) in [([2, 2], [2, 2], [0, 0, 0, 0]), ([3, 3], [2, 1], [1, 1, 1, 1]), ([3, 2], [3, 2], [0, 1, 1, 0])] {
+            for (kernel, strides, pads) in [
+                ([2, 2], [2, 2], [0, 0, 0, 0]),
+                ([3, 3], [2, 1], [1, 1, 1, 1]),
+                ([3, 2], [3, 2], [0, 1, 1, 0]),
+            ] {
                 for include in [0, 1] {
                     let mut node = node(op)
                         .with("kernel_shape", list(&kernel))
@@ -264,8 +300,13 @@ fn pools() {
 fn normalizations() {
     let mut random = Random(6);
     let channels = |random: &mut Random| Some(random.floats(&[6]));
-    let inputs = [Some(random.floats(&[2, 6, 5, 3])), channels(&mut random), channels(&mut random),
-        channels(&mut random), Some(random.positive(&[6]))];
+    let inputs = [
+        Some(random.floats(&[2, 6, 5, 3])),
+        channels(&mut random),
+        channels(&mut random),
+        channels(&mut random),
+        Some(random.positive(&[6])),
+    ];
     check("BatchNormalization", 15, &node("BatchNormalization").with("epsilon", 1e-3), &inputs, CLOSE);
     for axis in [-1, 1] {
         let x = random.floats(&[4, 3, 20]);
@@ -289,7 +330,13 @@ fn reductions_and_softmax() {
                     attributes = attributes.with("axes", axes.clone());
                 }
                 // Version 11 takes axes as attribute everywhere, version 18 as input.
-                check(&format!("{op} {axes:?}"), 11, &attributes, &[Some(random.floats(&[3, 40, 21]))], CLOSE);
+                check(
+                    &format!("{op} {axes:?}"),
+                    11,
+                    &attributes,
+                    &[Some(random.floats(&[3, 40, 21]))],
+                    CLOSE,
+                );
                 let inputs = [Some(random.floats(&[3, 40, 21])), Some(Tensor::from_i64s(&axes))];
                 check(&format!("{op} {axes:?}"), 18, &node(op).with("keepdims", keep), &inputs, CLOSE);
             }
@@ -299,7 +346,13 @@ fn reductions_and_softmax() {
         for opset in [11, 13] {
             for axis in [0, 1, -1] {
                 let node = node(op).with("axis", axis);
-                check(&format!("{op} {opset} {axis}"), opset, &node, &[Some(random.floats(&[4, 5, 18]))], CLOSE);
+                check(
+                    &format!("{op} {opset} {axis}"),
+                    opset,
+                    &node,
+                    &[Some(random.floats(&[4, 5, 18]))],
+                    CLOSE,
+                );
             }
         }
     }
@@ -364,10 +417,12 @@ fn quantization() {
         let inputs = [Some(random.bytes(dtype, &[70])), Some(Tensor::scalar(0.1f32)), None];
         check("DequantizeLinear", 13, &node("DequantizeLinear"), &inputs, Near::Exact);
     }
-    let inputs = [Some(Tensor::from_vec(vec![3], vec![-5i32, 7, 1 << 26])), Some(random.positive(&[3])), None];
+    let inputs =
+        [Some(Tensor::from_vec(vec![3], vec![-5i32, 7, 1 << 26])), Some(random.positive(&[3])), None];
     check("DequantizeLinear of int32", 13, &node("DequantizeLinear").with("axis", 0), &inputs, Near::Exact);
     for shift in [0.0, 5.0, -5.0] {
-        let x = random.floats(&[3, 70]).to_slice::<f32>().unwrap().iter().map(|x| x + shift).collect::<Vec<_>>();
+        let x =
+            random.floats(&[3, 70]).to_slice::<f32>().unwrap().iter().map(|x| x + shift).collect::<Vec<_>>();
         let inputs = [Some(Tensor::from_vec(vec![3, 70], x))];
         check("DynamicQuantizeLinear", 11, &node("DynamicQuantizeLinear"), &inputs, Near::Exact);
     }
@@ -377,7 +432,13 @@ fn quantization() {
 fn resizing() {
     let mut random = Random(10);
     for transform in ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"] {
-        for (mode, nearest) in [("linear", "floor"), ("nearest", "floor"), ("nearest", "ceil"), ("nearest", "round_prefer_floor"), ("nearest", "round_prefer_ceil")] {
+        for (mode, nearest) in [
+            ("linear", "floor"),
+            ("nearest", "floor"),
+            ("nearest", "ceil"),
+            ("nearest", "round_prefer_floor"),
+            ("nearest", "round_prefer_ceil"),
+        ] {
             for scales in [[2.0f32, 2.0], [1.5, 3.0], [0.5, 0.7], [1.0, 4.0]] {
                 let node = node("Resize")
                     .with("mode", mode)

@@ -171,8 +171,10 @@ fn pointwise(
     let rest = count - whole;
     for group in 0..shape.groups {
         let image = &image[group * channels * plane..][..channels * plane];
-        let rows =
-            Rows { data: &filters.data[group * per_group * channels..][..per_group * channels], depth: channels };
+        let rows = Rows {
+            data: &filters.data[group * per_group * channels..][..per_group * channels],
+            depth: channels,
+        };
         let targets = &mut task.targets[group * per_group..][..per_group];
         let bias = bias.map(|bias| &bias[group * per_group..][..per_group]);
         if whole > 0 {
@@ -316,7 +318,8 @@ mod tests {
                                     let column = column.wrapping_sub(shape.pads[1]);
                                     if row < height && column < width {
                                         let plane = n * shape.channels + f / per_group * channels + c;
-                                        let tap = ((f * channels + c) * shape.kernel[0] + i) * shape.kernel[1] + j;
+                                        let tap =
+                                            ((f * channels + c) * shape.kernel[0] + i) * shape.kernel[1] + j;
                                         let pixel = input[(plane * height + row) * width + column];
                                         sum += f64::from(pixel) * f64::from(weights[tap]);
                                     }

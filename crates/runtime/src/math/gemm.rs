@@ -93,12 +93,7 @@ pub(crate) fn pack_rows(
 }
 
 /// Computes `C`; `targets` has one slice a row, of at least `columns.count` elements.
-pub(crate) fn multiply(
-    rows: Rows<'_>,
-    columns: Columns<'_>,
-    start: Start<'_>,
-    targets: &mut [&mut [f32]],
-) {
+pub(crate) fn multiply(rows: Rows<'_>, columns: Columns<'_>, start: Start<'_>, targets: &mut [&mut [f32]]) {
     debug_assert_eq!(columns.offsets.len(), rows.depth);
     dispatch(Multiply { rows, columns, start, targets });
 }

@@ -170,7 +170,15 @@ mod tests {
             for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
                 let (sa, sb) = (if ta { [1, m] } else { [k, 1] }, if tb { [1, k] } else { [n, 1] });
                 let mut c = vec![0.0; m * n];
-                product(m, k, n, Matrix { data: &a, strides: sa }, Matrix { data: &b, strides: sb }, &mut c, true);
+                product(
+                    m,
+                    k,
+                    n,
+                    Matrix { data: &a, strides: sa },
+                    Matrix { data: &b, strides: sb },
+                    &mut c,
+                    true,
+                );
                 for i in 0..m {
                     for j in 0..n {
                         let terms = (0..k).map(|t| a[i * sa[0] + t * sa[1]] * b[t * sb[0] + j * sb[1]]);

@@ -48,10 +48,9 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
     let size = x.abs();
-    let small = polynomial(
-        x * x,
-        [1.0, -0.333_332_62, 0.133_311_5, -0.053_722_68, 0.020_595_68, -0.005_664_775_4],
-    ) * x;
+    let small =
+        polynomial(x * x, [1.0, -0.333_332_62, 0.133_311_5, -0.053_722_68, 0.020_595_68, -0.005_664_775_4])
+            * x;
     let large = (1.0 - 2.0 / (exp(2.0 * size) + 1.0)).copysign(x);
     if size < 0.625 { small } else { large }
 }
