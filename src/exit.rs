@@ -77,7 +77,7 @@ fn run_class(error: &RunError) -> ErrorClass {
     if error.is_internal() {
         return ErrorClass::Internal;
     }
-    match &error.fault {
+    match &*error.fault {
         StepFault::Pass(PassError::Interrupted) => ErrorClass::Interrupted,
         StepFault::Pass(PassError::Oracle(error)) | StepFault::Check(error) => oracle_class(error),
         StepFault::Dump(error) => error.class(),

@@ -1,5 +1,7 @@
 //! The command line of optix: parse, dispatch, exit code.
 
+#![allow(unreachable_pub, reason = "in a program nothing is reachable from outside")]
+
 mod cli;
 mod command;
 mod exit;

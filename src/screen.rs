@@ -99,15 +99,8 @@ impl Bars {
             When::Always => true,
             When::Auto => std::io::stderr().is_terminal(),
         };
-        let target = if shown && !global.quiet {
-            if global.progress == When::Always {
-                ProgressDrawTarget::stderr
-            } else {
-                ProgressDrawTarget::stderr
-            }
-        } else {
-            ProgressDrawTarget::hidden
-        };
+        let target =
+            if shown && !global.quiet { ProgressDrawTarget::stderr } else { ProgressDrawTarget::hidden };
         Bars { bar: Mutex::new(None), target }
     }
 

@@ -61,11 +61,10 @@ pub fn eval(
     let (mut right, mut count) = (0u64, 0u64);
     // Observed batch by batch: one loaded session, one batch in memory.
     let mut labels = std::collections::VecDeque::new();
-    let mut batches = bound.batches()?.map(|batch| {
-        if let Ok(batch) = &batch {
+    let mut batches = bound.batches()?.inspect(|batch| {
+        if let Ok(batch) = batch {
             labels_queue(&mut labels, batch);
         }
-        batch
     });
     let mut scores = Vec::new();
     oracle.observe(&loaded.model, &[output], &mut batches, &mut |_, tensor| {

@@ -1,6 +1,6 @@
 //! `optix infer`: a model's outputs, or any values of it, into a .npz.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::bail;
 use optix_data::{NpzWriter, Packing, Rows};
@@ -16,7 +16,7 @@ pub fn infer(
     global: &Global,
     model_path: &Path,
     data: &Path,
-    output: &PathBuf,
+    output: &Path,
     want: &[String],
     samples: Option<u64>,
 ) -> anyhow::Result<()> {

@@ -1,12 +1,15 @@
 //! The report on a terminal.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use optix_base::escape_for_terminal;
 use optix_pipeline::Layer;
 use optix_pipeline::report::Report;
 
 use super::format;
+
+/// Columns of text when stdout is no terminal.
+const WIDTH: u16 = 120;
 
 /// Rows of the ledger shown unless the user asks for all.
 const SHOWN: usize = 12;
@@ -79,10 +82,11 @@ pub fn terminal(report: &Report, all: bool) -> String {
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(UTF8_HORIZONTAL_ONLY)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(header);
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    // Into a pipe, as wide as a terminal usually is.
+    if table.width().is_none() {
+        table.set_width(WIDTH);
+    }
     table
 }
 

@@ -98,7 +98,7 @@ impl OutFile {
                 let same = |path: &&Path| {
                     std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (found.dev(), found.ino()))
                 };
-                if inputs.iter().any(|path| same(path)) {
+                if inputs.iter().any(same) {
                     return refuse(
                         "it is one of the input files; choose another name or pass `--in-place`",
                         input,

@@ -130,9 +130,8 @@ impl Stream {
 
     /// Reads up to `count` bytes: fewer only at the end.
     pub(crate) fn read_up_to(&mut self, count: u64) -> Result<Vec<u8>, DataError> {
-        let mut bytes = Vec::new();
         // A first guess that no declared length can make large.
-        bytes.reserve(usize::try_from(count.min(1 << 20)).unwrap_or(0));
+        let mut bytes = Vec::with_capacity(usize::try_from(count.min(1 << 20)).unwrap_or(0));
         while (bytes.len() as u64) < count {
             let left = count.saturating_sub(bytes.len() as u64).min(16 << 20);
             let got = (&mut self.reader).take(left).read_to_end(&mut bytes);

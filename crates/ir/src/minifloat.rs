@@ -109,7 +109,7 @@ fn magnitudes(dtype: DType) -> &'static [(f64, u8)] {
 
 /// The code for a number: nearest, ties to even. Beyond the greatest number it becomes that number with
 /// `saturate`, and otherwise infinity where the type has one, else NaN; infinity likewise. Types without
-/// NaN (4 and 6 bits) always saturate, and NaN becomes their greatest number.
+/// NaN (4 and 6 bits) always saturate, and NaN becomes their negative zero.
 ///
 /// # Panics
 /// When `dtype` is not a small float, or is `float8e8m0`: see [`scale_from_f64`].
@@ -130,7 +130,7 @@ pub fn from_f64(dtype: DType, value: f64, saturate: bool) -> u8 {
         sign | (sign_bit - 1)
     };
     if value.is_nan() {
-        return if layout.nan { nan } else { greatest_code };
+        return if layout.nan { nan } else { sign_bit };
     }
     let magnitude = value.abs();
     let beyond = |code: u8| match () {

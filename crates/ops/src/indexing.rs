@@ -306,6 +306,7 @@ mod tests {
         let text = Tensor::from_strings([1], &["a"]);
         let update = Tensor::from_vec([1, 1], vec![0f32]);
         let depth = Tensor::scalar(i64::MAX);
+        let zero = Tensor::scalar(0i64);
         let pair = Tensor::from_vec([2], vec![0f32, 1.0]);
         let cases: Vec<(&str, Vec<&Tensor>)> = vec![
             ("Gather", vec![&x, &far]),
@@ -320,7 +321,7 @@ mod tests {
             ("ScatterElements", vec![&x, &far, &update]),
             ("ScatterElements", vec![&x, &far, &x]),
             ("ScatterND", vec![&x, &far, &update]),
-            ("ScatterND", vec![&x, &Tensor::scalar(0i64), &update]),
+            ("ScatterND", vec![&x, &zero, &update]),
             ("OneHot", vec![&far, &depth, &pair]),
             ("OneHot", vec![&far, &far, &update]),
             ("Compress", vec![&x, &x]),

@@ -189,7 +189,7 @@ fn tile(call: &Call<'_>) -> Outputs {
     }
     let (mut shape, mut doubled, mut steps) = (Vec::new(), Vec::new(), Vec::new());
     for ((&size, stride), repeats) in data.shape().iter().zip(strides(data.shape())).zip(repeats) {
-        shape.push(size.checked_mul(repeats).unwrap_or(usize::MAX));
+        shape.push(size.saturating_mul(repeats));
         doubled.extend([repeats, size]);
         steps.extend([0, stride as isize]);
     }
@@ -253,7 +253,11 @@ fn space_to_depth(call: &Call<'_>) -> Outputs {
     }
     let split = [batch, channels, rows / block, block, columns / block, block];
     let shape = vec![batch, channels.saturating_mul(block * block), rows / block, columns / block];
-    permuted(call, split, [0, 3, 5, 1, 2, 4], shape)
+    match call.node.string("mode").unwrap_or("DCR") {
+        "DCR" => permuted(call, split, [0, 3, 5, 1, 2, 4], shape),
+        "CRD" => permuted(call, split, [0, 1, 3, 5, 2, 4], shape),
+        mode => Err(call.invalid(format!("there is no mode `{mode}`"))),
+    }
 }
 
 /// The input with its axes split, put in another order, and joined to `shape`.

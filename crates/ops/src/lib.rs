@@ -7,22 +7,39 @@
 //! One file an operator family; each lists its kernels in a `KERNELS` table, and [`KERNELS`] lists the
 //! families. Adding an operator is a function and a line.
 
+mod binary;
 mod call;
+mod cast;
 mod indexing;
 mod layout;
 mod movement;
+mod normalization;
 mod numbers;
 mod pad;
+mod quantize;
+mod reduce;
 mod shape;
 mod sorting;
+mod unary;
 
 pub use call::{Call, Kernel, KernelSpec, OpError};
 
 use optix_ir::{Model, NodeId, Tensor};
 
 /// The kernels, by family.
-pub static FAMILIES: &[&[KernelSpec]] =
-    &[shape::KERNELS, layout::KERNELS, pad::KERNELS, indexing::KERNELS, sorting::KERNELS];
+pub static FAMILIES: &[&[KernelSpec]] = &[
+    shape::KERNELS,
+    layout::KERNELS,
+    pad::KERNELS,
+    indexing::KERNELS,
+    sorting::KERNELS,
+    cast::KERNELS,
+    binary::KERNELS,
+    unary::KERNELS,
+    quantize::KERNELS,
+    reduce::KERNELS,
+    normalization::KERNELS,
+];
 
 /// The kernel of an operator, if there is one.
 pub fn find(domain: &str, op_type: &str) -> Option<&'static KernelSpec> {

@@ -122,33 +122,6 @@ pub(crate) fn whole_tensor(
     }
 }
 
-/// What sums of products are accumulated in.
-pub(crate) trait Accumulator: Copy + Default + Send + Sync {
-    /// `self + a * b`; integers wrap around.
-    fn plus_product(self, a: Self, b: Self) -> Self;
-}
-
-impl Accumulator for f64 {
-    #[inline(always)]
-    fn plus_product(self, a: f64, b: f64) -> f64 {
-        self + a * b
-    }
-}
-
-impl Accumulator for i32 {
-    #[inline(always)]
-    fn plus_product(self, a: i32, b: i32) -> i32 {
-        self.wrapping_add(a.wrapping_mul(b))
-    }
-}
-
-impl Accumulator for i64 {
-    #[inline(always)]
-    fn plus_product(self, a: i64, b: i64) -> i64 {
-        self.wrapping_add(a.wrapping_mul(b))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ pub use optix_data::{Batch, DataError};
 
 pub use changes::{Changes, Layer, Skip};
 pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
-pub use oracle::{Batches, Oracle, OracleError, Visitor};
+pub use oracle::{Batches, Oracle, OracleError, PairVisitor, Visitor};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,
 };

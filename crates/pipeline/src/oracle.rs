@@ -57,6 +57,9 @@ pub enum OracleError {
 /// Looks at values of one batch; see [`Oracle::observe`].
 pub type Visitor<'a> = &'a mut dyn FnMut(ValueId, &Tensor) -> Result<(), OracleError>;
 
+/// Looks at one batch and the outputs of two models; see [`Oracle::compare`].
+pub type PairVisitor<'a> = &'a mut dyn FnMut(&Batch, &[Tensor], &[Tensor]) -> Result<(), OracleError>;
+
 /// An engine, as passes see it.
 pub trait Oracle {
     /// Engine, version and device, for reports.
@@ -91,7 +94,7 @@ pub trait Oracle {
         reference: &Model,
         candidate: &Model,
         batches: Batches<'_>,
-        visit: &mut dyn FnMut(&Batch, &[Tensor], &[Tensor]) -> Result<(), OracleError>,
+        visit: PairVisitor<'_>,
     ) -> Result<u64, OracleError> {
         let mut samples = 0;
         for batch in batches {

@@ -78,7 +78,7 @@ pub struct RunError {
     /// Id of the step.
     pub step: String,
     /// What went wrong.
-    pub fault: StepFault,
+    pub fault: Box<StepFault>,
     /// Directory with what it takes to see it again.
     pub reproducer: Option<PathBuf>,
 }
@@ -92,13 +92,17 @@ fn reproducer_note(path: &Option<PathBuf>) -> String {
 impl RunError {
     /// Whether this is a fault of optix and not of the input.
     pub fn is_internal(&self) -> bool {
-        match &self.fault {
-            StepFault::Invalid(_) | StepFault::Promise(_) => true,
-            StepFault::Pass(PassError::Patch(_) | PassError::Edit(_)) => true,
-            StepFault::Pass(PassError::Oracle(OracleError::Internal { .. })) => true,
-            StepFault::Check(OracleError::Internal { .. }) => true,
-            _ => false,
-        }
+        matches!(
+            &*self.fault,
+            StepFault::Invalid(_)
+                | StepFault::Promise(_)
+                | StepFault::Pass(
+                    PassError::Patch(_)
+                        | PassError::Edit(_)
+                        | PassError::Oracle(OracleError::Internal { .. })
+                )
+                | StepFault::Check(OracleError::Internal { .. })
+        )
     }
 }
 
@@ -115,7 +119,11 @@ pub fn run(
     options: &RunOptions,
     printed: &mut dyn FnMut(&str, String),
 ) -> Result<Vec<StepReport>, RunError> {
-    let fail = |step: &Step, fault: StepFault| RunError { step: step.id.clone(), fault, reproducer: None };
+    let fail = |step: &Step, fault: StepFault| RunError {
+        step: step.id.clone(),
+        fault: Box::new(fault),
+        reproducer: None,
+    };
     for step in &recipe.steps {
         check_requires(step, resources).map_err(|what| fail(step, StepFault::Requires(what)))?;
     }
@@ -132,7 +140,7 @@ pub fn run(
                         write_reproducer(dir, step, recipe.seed, &before, &options.command).ok()
                     });
                 *model = before;
-                return Err(RunError { step: step.id.clone(), fault, reproducer });
+                return Err(RunError { step: step.id.clone(), fault: Box::new(fault), reproducer });
             }
         }
         if let Some(dir) = &options.dump_dir {

@@ -1,7 +1,7 @@
 //! What passes may ask of an engine, answered by [`Engine`]s.
 
 use optix_ir::{Model, Tensor, ValueId};
-use optix_pipeline::{Batch, Batches, Oracle, OracleError, Visitor};
+use optix_pipeline::{Batches, Oracle, OracleError, PairVisitor, Visitor};
 
 use crate::engine::{Engine, LoadOptions, Session};
 use crate::error::RuntimeError;
@@ -108,7 +108,7 @@ impl Oracle for EngineOracle {
         reference: &Model,
         candidate: &Model,
         batches: Batches<'_>,
-        visit: &mut dyn FnMut(&Batch, &[Tensor], &[Tensor]) -> Result<(), OracleError>,
+        visit: PairVisitor<'_>,
     ) -> Result<u64, OracleError> {
         let (mut expected, expected_outputs) = self.load(reference)?;
         let (mut found, found_outputs) = self.load(candidate)?;

@@ -124,9 +124,8 @@ impl Session for PlanSession {
                 });
             }
         }
-        for slot in 0..plan.slot_count {
-            let held = values[slot].as_ref().and_then(RtValue::host);
-            if let (Some(value), Some(tensor)) = (schedule.visits[slot], held) {
+        for (held, visited) in values.iter().zip(&schedule.visits) {
+            if let (Some(value), Some(tensor)) = (*visited, held.as_ref().and_then(RtValue::host)) {
                 visit(value, tensor)?;
             }
         }

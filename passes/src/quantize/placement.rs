@@ -77,7 +77,7 @@ pub fn is_quantizable(op_type: &str) -> bool {
 }
 
 /// Weights as f32, or the reason they cannot be quantized.
-pub fn float_weights<'m>(model: &'m Model, value: Option<ValueId>) -> Result<&'m Tensor, String> {
+pub fn float_weights(model: &Model, value: Option<ValueId>) -> Result<&Tensor, String> {
     let value = value.ok_or("its weights are missing")?;
     let tensor =
         model.constant(value).ok_or("its weights are computed while the model runs, not constant")?;

@@ -19,7 +19,7 @@
 //! The lists in parentheses are the graph's inputs and outputs; the `<...>` behind them holds initializers
 //! (`type name = {elements}`) and declared types of inner values (`type name`); nodes follow in execution
 //! order. Functions of the model follow the main graph. `float` is a scalar, `float[]` a tensor of unknown
-//! rank, `float[N, ?]` one with a symbolic and an unknown dimension. Elements of 16-bit and smaller
+//! rank, `float[N, ?]` one with a symbolic and an unknown dimension (a negative size means the same). Elements of 16-bit and smaller
 //! floating-point types are written as the integers of their bit patterns, as ONNX does.
 //!
 //! What the standard leaves open or lacks:
@@ -39,14 +39,18 @@
 
 mod lex;
 mod parse;
+mod parse_attribute;
 mod parse_tensor;
+mod parse_type;
 mod print;
+mod print_tensor;
 #[cfg(test)]
 mod tests;
 
 pub use lex::ParseError;
-pub use parse::{parse, parse_type};
+pub use parse::parse;
 pub use parse_tensor::parse_tensor;
+pub use parse_type::parse_type;
 pub use print::{PrintOptions, print, print_graph, print_node, print_with};
 
 /// How deep graphs, and types, may be nested.

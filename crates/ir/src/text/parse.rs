@@ -2,20 +2,13 @@
 
 use std::collections::HashMap;
 
-use bytes::Bytes;
-
+use super::MAX_DEPTH;
 use super::lex::{Lexer, ParseError, Token};
-use super::parse_tensor::is_special_float;
-use super::{ATTRIBUTE_TYPES, MAX_DEPTH, starts_type};
-use crate::dtype::DType;
 use crate::edit::Position;
 use crate::ids::{GraphId, ValueId};
 use crate::model::Model;
-use crate::node::{
-    Attribute, AttributeValue, Carry, Function, Initializer, Node, OpsetImport, Property, StoredTensor,
-    ValueInfo,
-};
-use crate::types::{Dim, TensorType, Type};
+use crate::node::{Carry, Function, Initializer, Node, OpsetImport, Property, ValueInfo};
+use crate::types::Type;
 
 /// Reads a model; see the [module](super)'s documentation for the syntax.
 ///
@@ -30,17 +23,6 @@ pub fn parse(text: &str) -> Result<Model, ParseError> {
     Ok(parser.model)
 }
 
-/// Reads a type, such as `float[batch, 3]` or `seq(int64[?])`.
-///
-/// # Errors
-/// When the text is anything else.
-pub fn parse_type(text: &str) -> Result<Type, ParseError> {
-    let mut parser = Parser::new(text);
-    let ty = parser.ty(0)?;
-    parser.expect_end()?;
-    Ok(ty)
-}
-
 /// Names of one graph while it is read.
 struct Scope {
     graph: GraphId,
@@ -51,7 +33,7 @@ struct Scope {
 
 pub(super) struct Parser<'a> {
     pub(super) lexer: Lexer<'a>,
-    model: Model,
+    pub(super) model: Model,
     /// The graphs we are in, innermost last.
     scopes: Vec<Scope>,
 }
@@ -66,12 +48,12 @@ impl<'a> Parser<'a> {
 
     // ---- small things -------------------------------------------------------------------------------
 
-    fn next_is(&self, mark: char) -> Result<bool, ParseError> {
+    pub(super) fn next_is(&self, mark: char) -> Result<bool, ParseError> {
         Ok(self.lexer.peek()? == Token::Mark(mark))
     }
 
     /// A name, bare or quoted.
-    fn name(&mut self, what: &str) -> Result<(usize, String), ParseError> {
+    pub(super) fn name(&mut self, what: &str) -> Result<(usize, String), ParseError> {
         let place = self.lexer.place();
         match self.lexer.next()? {
             Token::Word(word) => Ok((place, word.to_owned())),
@@ -80,11 +62,11 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn next_is_name(&self) -> Result<bool, ParseError> {
+    pub(super) fn next_is_name(&self) -> Result<bool, ParseError> {
         Ok(matches!(self.lexer.peek()?, Token::Word(_) | Token::Quoted(_)))
     }
 
-    fn integer(&mut self, what: &str) -> Result<i64, ParseError> {
+    pub(super) fn integer(&mut self, what: &str) -> Result<i64, ParseError> {
         let place = self.lexer.place();
         let found = self.lexer.next()?;
         match &found {
@@ -93,105 +75,6 @@ impl<'a> Parser<'a> {
             }),
             _ => Err(self.expected(place, what, &found)),
         }
-    }
-
-    // ---- types --------------------------------------------------------------------------------------
-
-    fn next_is_type(&self) -> Result<bool, ParseError> {
-        Ok(matches!(self.lexer.peek()?, Token::Word(word) if starts_type(word)))
-    }
-
-    pub(super) fn ty(&mut self, depth: usize) -> Result<Type, ParseError> {
-        let place = self.lexer.place();
-        if depth >= MAX_DEPTH {
-            return Err(self.lexer.error_at(place, format!("types may be nested {MAX_DEPTH} deep at most")));
-        }
-        let found = self.lexer.next()?;
-        let word = match found {
-            Token::Word(word) if starts_type(word) => word,
-            ref other => return Err(self.expected(place, "a type such as `float[N, 3]`", other)),
-        };
-        if let Some(dtype) = DType::from_name(word) {
-            return Ok(Type::Tensor(TensorType { dtype: Some(dtype), shape: self.shape()? }));
-        }
-        if word == "undefined" {
-            return Ok(Type::Tensor(TensorType { dtype: None, shape: self.shape()? }));
-        }
-        self.expect_mark('(', "`(`")?;
-        let ty = match word {
-            "seq" => Type::Sequence(Box::new(self.ty(depth + 1)?)),
-            "optional" => Type::Optional(Box::new(self.ty(depth + 1)?)),
-            "map" => {
-                let key_place = self.lexer.place();
-                let found = self.lexer.next()?;
-                let key = match &found {
-                    Token::Word(word) => DType::from_name(word),
-                    _ => None,
-                };
-                let key = key.ok_or_else(|| self.expected(key_place, "the map's key type", &found))?;
-                self.expect_mark(',', "`,` after the map's key type")?;
-                Type::Map(key, Box::new(self.ty(depth + 1)?))
-            }
-            "sparse_tensor" => {
-                let inner_place = self.lexer.place();
-                match self.ty(depth + 1)? {
-                    Type::Tensor(tensor) => Type::SparseTensor(tensor),
-                    _ => return Err(self.lexer.error_at(inner_place, "expected a dense tensor type")),
-                }
-            }
-            _ => self.opaque()?,
-        };
-        self.expect_mark(')', "`)` after the type")?;
-        Ok(ty)
-    }
-
-    /// `[dims]` of a tensor type: nothing is a scalar, `[]` an unknown rank.
-    fn shape(&mut self) -> Result<Option<Vec<Dim>>, ParseError> {
-        if !self.take_mark('[')? {
-            return Ok(Some(Vec::new()));
-        }
-        if self.take_mark(']')? {
-            return Ok(None);
-        }
-        let mut dims = Vec::new();
-        loop {
-            let place = self.lexer.place();
-            let found = self.lexer.next()?;
-            dims.push(match &found {
-                Token::Mark('?') => Dim::Unknown,
-                Token::Word(name) => Dim::symbol(name),
-                Token::Quoted(name) => Dim::symbol(name),
-                Token::Integer(text) => Dim::Fixed(text.parse().map_err(|_| {
-                    self.lexer.error_at(place, format!("{} is not a size", found.describe()))
-                })?),
-                _ => return Err(self.expected(place, "a dimension (a size, a name or `?`)", &found)),
-            });
-            if !self.take_mark(',')? {
-                break;
-            }
-        }
-        self.expect_mark(']', "`,` or `]` after a dimension")?;
-        Ok(Some(dims))
-    }
-
-    /// What is between the parentheses of `opaque(domain, name)`.
-    fn opaque(&mut self) -> Result<Type, ParseError> {
-        let mut parts = Vec::new();
-        if !self.next_is(')')? {
-            loop {
-                let mut part = self.name("the opaque type's name")?.1;
-                while self.take_mark('.')? {
-                    part.push('.');
-                    part += &self.name("a name after `.`")?.1;
-                }
-                parts.push(part);
-                if parts.len() == 2 || !self.take_mark(',')? {
-                    break;
-                }
-            }
-        }
-        let name = parts.pop().unwrap_or_default();
-        Ok(Type::Opaque { domain: parts.pop().unwrap_or_default(), name })
     }
 
     // ---- names of values ----------------------------------------------------------------------------
@@ -228,185 +111,6 @@ impl<'a> Parser<'a> {
                 Ok(value)
             }
         }
-    }
-
-    // ---- attributes ---------------------------------------------------------------------------------
-
-    /// `<name: type = value, ...>`, or nothing.
-    fn attributes(&mut self) -> Result<Vec<Attribute>, ParseError> {
-        let mut attributes = Vec::new();
-        if self.take_mark('<')? {
-            loop {
-                let (_, name) = self.name("an attribute's name")?;
-                attributes.push(self.attribute(name)?);
-                if !self.take_mark(',')? {
-                    break;
-                }
-            }
-            self.expect_mark('>', "`,` or `>` after an attribute")?;
-        }
-        Ok(attributes)
-    }
-
-    /// An attribute behind its name.
-    fn attribute(&mut self, name: String) -> Result<Attribute, ParseError> {
-        let mut declared = None;
-        if self.take_mark(':')? {
-            let (place, word) = self.name("the attribute's type")?;
-            let known = ATTRIBUTE_TYPES.iter().find(|(name, _)| *name == word);
-            declared = Some(*known.ok_or_else(|| {
-                let names: Vec<&str> = ATTRIBUTE_TYPES.iter().map(|(name, _)| *name).collect();
-                let names = names.join(", ");
-                self.lexer.error_at(place, format!("`{word}` is no attribute type; they are {names}"))
-            })?);
-        }
-        self.expect_mark('=', "`=` and the attribute's value")?;
-        let place = self.lexer.place();
-        let value = if self.take_mark('[')? {
-            self.attribute_list(place, declared.map(|(name, _)| name))?
-        } else {
-            let single = declared.map(|(name, _)| name);
-            let value = self.attribute_value(single)?;
-            match value {
-                AttributeValue::Reference(name, _) => {
-                    AttributeValue::Reference(name, declared.map_or(0, |(_, number)| number))
-                }
-                value => {
-                    self.check_kind(place, single, &value)?;
-                    value
-                }
-            }
-        };
-        Ok(Attribute { name, value, doc_string: String::new(), carry: Carry::default() })
-    }
-
-    fn check_kind(
-        &self,
-        place: usize,
-        declared: Option<&str>,
-        value: &AttributeValue,
-    ) -> Result<(), ParseError> {
-        let found = super::print::kind_name(value);
-        match declared {
-            Some(declared) if declared != found => Err(self
-                .lexer
-                .error_at(place, format!("the attribute is declared {declared}, but the value is {found}"))),
-            _ => Ok(()),
-        }
-    }
-
-    /// The values of a list, up to and with `]`.
-    fn attribute_list(&mut self, place: usize, declared: Option<&str>) -> Result<AttributeValue, ParseError> {
-        let element = match declared {
-            None => None,
-            Some(name) => Some(name.strip_suffix('s').ok_or_else(|| {
-                self.lexer.error_at(place, format!("an attribute of type {name} is no list"))
-            })?),
-        };
-        let mut values = Vec::new();
-        if !self.take_mark(']')? {
-            loop {
-                let place = self.lexer.place();
-                let value = self.attribute_value(element)?;
-                self.check_kind(place, element, &value)?;
-                values.push((place, value));
-                if !self.take_mark(',')? {
-                    break;
-                }
-            }
-            self.expect_mark(']', "`,` or `]` after a list's element")?;
-        }
-        let kind = match (element, values.first()) {
-            (Some(element), _) => element,
-            (None, Some((_, first))) => super::print::kind_name(first),
-            (None, None) => {
-                return Err(self
-                    .lexer
-                    .error_at(place, "an empty list needs its type: write `name: ints = []`, say"));
-            }
-        };
-        for (place, value) in &values {
-            let found = super::print::kind_name(value);
-            if found != kind {
-                let message = format!("a list of {kind} values has an element that is {found}");
-                return Err(self.lexer.error_at(*place, message));
-            }
-        }
-        macro_rules! gather {
-            ($variant:ident) => {
-                values
-                    .into_iter()
-                    .filter_map(|(_, value)| match value {
-                        AttributeValue::$variant(value) => Some(value),
-                        _ => None,
-                    })
-                    .collect()
-            };
-        }
-        Ok(match kind {
-            "float" => AttributeValue::Floats(gather!(Float)),
-            "int" => AttributeValue::Ints(gather!(Int)),
-            "string" => AttributeValue::Strings(gather!(String)),
-            "tensor" => AttributeValue::Tensors(unbox(gather!(Tensor))),
-            "sparse_tensor" => AttributeValue::SparseTensors(unbox(gather!(SparseTensor))),
-            "graph" => AttributeValue::Graphs(gather!(Graph)),
-            "type_proto" => AttributeValue::Types(gather!(Type)),
-            _ => return Err(self.lexer.error_at(place, "a list cannot hold references")),
-        })
-    }
-
-    /// One value; integers where a float is declared are floats.
-    fn attribute_value(&mut self, declared: Option<&str>) -> Result<AttributeValue, ParseError> {
-        let place = self.lexer.place();
-        Ok(match self.lexer.peek()? {
-            Token::Mark('@') => {
-                self.lexer.next()?;
-                AttributeValue::Reference(self.name("the name of the function's attribute")?.1, 0)
-            }
-            Token::Ellipsis => {
-                return Err(self.lexer.error_at(place, "this value was left out when the text was printed"));
-            }
-            Token::Integer(_) if declared != Some("float") => {
-                AttributeValue::Int(self.integer("an integer")?)
-            }
-            Token::Integer(_) | Token::Real(_) => AttributeValue::Float(self.f32()?),
-            Token::Word(word) if is_special_float(word) => AttributeValue::Float(self.f32()?),
-            Token::Word(word) if starts_type(word) => {
-                let ty = self.ty(0)?;
-                let named = self.next_is_name()?;
-                if !(named || self.next_is('{')? || self.next_is('=')?) {
-                    return Ok(AttributeValue::Type(ty));
-                }
-                let name = if named { self.name("the tensor's name")?.1 } else { String::new() };
-                self.take_mark('=')?;
-                if matches!(ty, Type::SparseTensor(_)) {
-                    let mut sparse = self.sparse_data(&ty)?;
-                    sparse.values.name = name;
-                    return Ok(AttributeValue::SparseTensor(Box::new(sparse)));
-                }
-                let tensor = self.tensor_data(&ty)?;
-                AttributeValue::Tensor(Box::new(StoredTensor { name, ..tensor.into() }))
-            }
-            Token::Quoted(text) => {
-                let mut ahead = self.lexer.clone();
-                ahead.next()?;
-                // A subgraph whose name is no identifier: a string is never followed by a parenthesis.
-                if matches!(ahead.peek()?, Token::Mark('(') | Token::Arrow) {
-                    AttributeValue::Graph(self.subgraph()?)
-                } else {
-                    self.lexer = ahead;
-                    AttributeValue::String(Bytes::from(text))
-                }
-            }
-            Token::Word(_) => AttributeValue::Graph(self.subgraph()?),
-            other => return Err(self.expected(place, "an attribute's value", &other)),
-        })
-    }
-
-    fn subgraph(&mut self) -> Result<GraphId, ParseError> {
-        let graph = self.model.add_graph(None);
-        self.graph(graph)?;
-        Ok(graph)
     }
 
     // ---- nodes and graphs ---------------------------------------------------------------------------
@@ -533,7 +237,7 @@ impl<'a> Parser<'a> {
     }
 
     /// A graph from its name on.
-    fn graph(&mut self, graph: GraphId) -> Result<(), ParseError> {
+    pub(super) fn graph(&mut self, graph: GraphId) -> Result<(), ParseError> {
         let place = self.lexer.place();
         if self.scopes.len() >= MAX_DEPTH {
             return Err(self.lexer.error_at(place, format!("graphs may be nested {MAX_DEPTH} deep at most")));
@@ -752,8 +456,4 @@ impl<'a> Parser<'a> {
         self.model.functions.push(function);
         Ok(())
     }
-}
-
-fn unbox<T>(boxes: Vec<Box<T>>) -> Vec<T> {
-    boxes.into_iter().map(|held| *held).collect()
 }

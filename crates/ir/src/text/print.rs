@@ -3,15 +3,9 @@
 use std::fmt::Write;
 
 use super::{ATTRIBUTE_TYPES, MAX_DEPTH, is_plain};
-use crate::dtype::DType;
 use crate::ids::{GraphId, NodeId, ValueId};
 use crate::model::Model;
-use crate::node::{
-    Attribute, AttributeValue, Function, Initializer, Node, OpsetImport, StoredSparse, StoredTensor,
-    ValueInfo,
-};
-use crate::tensor::Tensor;
-use crate::types::{Dim, TensorType, Type};
+use crate::node::{Attribute, AttributeValue, Function, Initializer, Node, OpsetImport, ValueInfo};
 
 /// How much to print.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,9 +82,9 @@ fn attribute_type_name(number: i32) -> Option<&'static str> {
     ATTRIBUTE_TYPES.iter().find(|(_, known)| *known == number).map(|(name, _)| *name)
 }
 
-struct Printer<'a> {
+pub(super) struct Printer<'a> {
     model: &'a Model,
-    options: &'a PrintOptions,
+    pub(super) options: &'a PrintOptions,
     out: String,
     /// How many graphs deep we are.
     depth: usize,
@@ -103,12 +97,12 @@ impl<'a> Printer<'a> {
 
     // ---- small things -------------------------------------------------------------------------------
 
-    fn put(&mut self, text: &str) {
+    pub(super) fn put(&mut self, text: &str) {
         self.out.push_str(text);
     }
 
     /// A number or another thing that displays as it is written.
-    fn show(&mut self, thing: impl std::fmt::Display) {
+    pub(super) fn show(&mut self, thing: impl std::fmt::Display) {
         write!(self.out, "{thing}").expect("writing to a string succeeds");
     }
 
@@ -119,7 +113,7 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn quoted(&mut self, text: &str) {
+    pub(super) fn quoted(&mut self, text: &str) {
         self.out.push('"');
         for character in text.chars() {
             if matches!(character, '"' | '\\') {
@@ -130,7 +124,7 @@ impl<'a> Printer<'a> {
         self.out.push('"');
     }
 
-    fn name(&mut self, name: &str) {
+    pub(super) fn name(&mut self, name: &str) {
         if is_plain(name) { self.put(name) } else { self.quoted(name) }
     }
 
@@ -142,221 +136,17 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn separated<T>(&mut self, items: impl IntoIterator<Item = T>, mut print: impl FnMut(&mut Self, T)) {
+    pub(super) fn separated<T>(
+        &mut self,
+        items: impl IntoIterator<Item = T>,
+        mut print: impl FnMut(&mut Self, T),
+    ) {
         for (index, item) in items.into_iter().enumerate() {
             if index > 0 {
                 self.put(", ");
             }
             print(self, item);
         }
-    }
-
-    // ---- types and tensors --------------------------------------------------------------------------
-
-    fn ty(&mut self, ty: &Type) {
-        match ty {
-            Type::Tensor(tensor) => self.tensor_type(tensor),
-            Type::SparseTensor(tensor) => {
-                self.put("sparse_tensor(");
-                self.tensor_type(tensor);
-                self.put(")");
-            }
-            Type::Sequence(element) | Type::Optional(element) => {
-                self.put(if matches!(ty, Type::Sequence(_)) { "seq(" } else { "optional(" });
-                self.ty(element);
-                self.put(")");
-            }
-            Type::Map(key, value) => {
-                self.show(format_args!("map({key}, "));
-                self.ty(value);
-                self.put(")");
-            }
-            Type::Opaque { domain, name } => {
-                self.put("opaque(");
-                if !domain.is_empty() {
-                    self.path(domain);
-                    self.put(", ");
-                }
-                if !name.is_empty() || !domain.is_empty() {
-                    self.path(name);
-                }
-                self.put(")");
-            }
-        }
-    }
-
-    /// A name that may have parts separated by points.
-    fn path(&mut self, path: &str) {
-        if path.split('.').all(is_plain) { self.put(path) } else { self.quoted(path) }
-    }
-
-    fn tensor_type(&mut self, ty: &TensorType) {
-        self.put(ty.dtype.map_or("undefined", DType::name));
-        match &ty.shape {
-            None => self.put("[]"),
-            Some(shape) if shape.is_empty() => {}
-            Some(shape) => {
-                self.put("[");
-                self.separated(shape, |printer, dim| match dim {
-                    Dim::Symbol(name) => printer.name(name),
-                    other => printer.show(other),
-                });
-                self.put("]");
-            }
-        }
-    }
-
-    fn shape(&mut self, dtype: DType, shape: &[usize]) {
-        self.put(dtype.name());
-        if !shape.is_empty() {
-            self.put("[");
-            self.separated(shape, |printer, dim| printer.show(dim));
-            self.put("]");
-        }
-    }
-
-    /// `{elements}`
-    fn elements(&mut self, tensor: &Tensor) {
-        self.put("{");
-        if tensor.len() > self.options.max_elements || !self.all_elements(tensor) {
-            self.abridged(tensor);
-        }
-        self.put("}");
-    }
-
-    /// False, with nothing printed, when the tensor cannot be written in this syntax.
-    fn all_elements(&mut self, tensor: &Tensor) -> bool {
-        use DType::*;
-        macro_rules! floats {
-            ($rust:ty) => {
-                match tensor.to_slice::<$rust>() {
-                    Ok(data) => self.separated(data.iter(), |printer, number| printer.number(*number)),
-                    Err(_) => return false,
-                }
-            };
-        }
-        macro_rules! patterns {
-            ($rust:ty) => {
-                match tensor.to_slice::<$rust>() {
-                    Ok(data) => self.separated(data.iter(), |printer, number| printer.show(number.to_bits())),
-                    Err(_) => return false,
-                }
-            };
-        }
-        macro_rules! pairs {
-            ($rust:ty) => {
-                match tensor.to_slice::<[$rust; 2]>() {
-                    Ok(data) => {
-                        self.separated(data.iter().flatten(), |printer, number| printer.number(*number));
-                    }
-                    Err(_) => return false,
-                }
-            };
-        }
-        match tensor.dtype() {
-            F32 => floats!(f32),
-            F64 => floats!(f64),
-            F16 => patterns!(half::f16),
-            BF16 => patterns!(half::bf16),
-            Complex64 => pairs!(f32),
-            Complex128 => pairs!(f64),
-            // Saturates as 64-bit signed integers.
-            U64 => match tensor.to_slice::<u64>() {
-                Ok(data) => self.separated(data.iter(), |printer, number| printer.show(number)),
-                Err(_) => return false,
-            },
-            String => {
-                let Ok(data) = tensor.strings() else { return false };
-                let texts: Vec<&str> =
-                    data.iter().filter_map(|bytes| std::str::from_utf8(bytes).ok()).collect();
-                if texts.len() != data.len() {
-                    return false;
-                }
-                self.separated(texts, |printer, text| printer.quoted(text));
-            }
-            F8E4M3FN | F8E4M3FNUZ | F8E5M2 | F8E5M2FNUZ | F8E8M0 | F4E2M1 | F6E2M3 | F6E3M2 => {
-                let Ok(codes) = tensor.codes() else { return false };
-                self.separated(codes.iter(), |printer, code| printer.show(code));
-            }
-            _ => {
-                let Ok(data) = tensor.to_i64s() else { return false };
-                self.separated(data, |printer, number| printer.show(number));
-            }
-        }
-        true
-    }
-
-    /// A float in the fewest digits that read back as the same number, with a point or an exponent.
-    fn number(&mut self, number: impl std::fmt::Debug + Copy + Into<f64>) {
-        let wide: f64 = number.into();
-        if wide.is_nan() {
-            self.put(if wide.is_sign_negative() { "-nan" } else { "nan" });
-        } else {
-            self.show(format_args!("{number:?}"));
-        }
-    }
-
-    fn abridged(&mut self, tensor: &Tensor) {
-        self.put("...");
-        if !self.options.statistics {
-            return;
-        }
-        let hash = blake3::hash(tensor.bytes()).to_hex();
-        self.show(format_args!(" blake3:{}", hash.get(..16).unwrap_or_default()));
-        let Ok(numbers) = tensor.to_f64s() else { return };
-        let finite = || numbers.iter().copied().filter(|number| number.is_finite());
-        let count = finite().count();
-        if count > 0 {
-            let mean = finite().sum::<f64>() / count as f64;
-            let variance = finite().map(|number| (number - mean).powi(2)).sum::<f64>() / count as f64;
-            let (low, high) =
-                finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), x| (low.min(x), high.max(x)));
-            for (name, number) in
-                [("min", low), ("max", high), ("mean", mean), ("deviation", variance.sqrt())]
-            {
-                self.show(format_args!(" {name} {}", four_digits(number)));
-            }
-        }
-        if count < numbers.len() {
-            self.show(format_args!(" not-finite {}", numbers.len() - count));
-        }
-    }
-
-    fn tensor(&mut self, stored: &StoredTensor) {
-        self.shape(stored.tensor.dtype(), stored.tensor.shape());
-        if !stored.name.is_empty() {
-            self.put(" ");
-            self.name(&stored.name);
-        }
-        self.put(" ");
-        self.elements(&stored.tensor);
-    }
-
-    fn sparse_type(&mut self, sparse: &StoredSparse) {
-        self.put("sparse_tensor(");
-        self.shape(sparse.values.tensor.dtype(), &sparse.shape);
-        self.put(")");
-    }
-
-    fn sparse_elements(&mut self, sparse: &StoredSparse) {
-        self.put("{");
-        for (index, part) in [&sparse.values.tensor, &sparse.indices.tensor].into_iter().enumerate() {
-            self.put(if index == 0 { "" } else { ", " });
-            self.shape(part.dtype(), part.shape());
-            self.put(" ");
-            self.elements(part);
-        }
-        self.put("}");
-    }
-
-    fn sparse(&mut self, sparse: &StoredSparse) {
-        self.sparse_type(sparse);
-        if !sparse.values.name.is_empty() {
-            self.put(" ");
-            self.name(&sparse.values.name);
-        }
-        self.put(" = ");
-        self.sparse_elements(sparse);
     }
 
     // ---- attributes and nodes -----------------------------------------------------------------------
@@ -622,16 +412,5 @@ impl<'a> Printer<'a> {
         self.constants(function.graph);
         self.nodes(function.graph);
         self.put("\n");
-    }
-}
-
-/// Four significant digits: enough to recognize a tensor by.
-fn four_digits(number: f64) -> String {
-    let magnitude = number.abs();
-    if number == 0.0 || (1e-3..1e6).contains(&magnitude) {
-        let places = if magnitude > 0.0 { (3 - magnitude.log10().floor() as i32).clamp(0, 6) } else { 0 };
-        format!("{number:.*}", places as usize)
-    } else {
-        format!("{number:.3e}")
     }
 }

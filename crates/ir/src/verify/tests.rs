@@ -100,7 +100,8 @@ fn functions_do_not_call_themselves() {
     let function = |name: &str, body: &str| {
         format!("<domain: \"l\", opset_import: [\"\" : 18, \"l\" : 1]> {name} (x) => (y) {{ {body} }}\n")
     };
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    type Functions<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(Functions<'_>, &[&str])] = &[
         (&[("f", "y = l.f (x)")], &["f"]),
         (&[("f", "y = l.g (x)"), ("g", "y = l.h (x)"), ("h", "y = l.f (x)")], &["f", "g", "h"]),
         (&[("f", "y = l.g (x)"), ("g", "y = l.g (x)")], &["g"]),

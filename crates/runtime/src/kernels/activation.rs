@@ -65,7 +65,6 @@ fn map(call: &Call<'_>, weight: usize, function: impl Fn(f32) -> f32 + Copy + Se
             #[inline(always)]
             || {
                 // By value: what it captured must not be read anew after every store.
-                let function = function;
                 for (value, &x) in part.iter_mut().zip(source) {
                     *value = function(x);
                 }

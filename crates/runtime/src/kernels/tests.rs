@@ -376,7 +376,8 @@ fn layouts() {
         let inputs = [Some(random.floats(&[2, 3, 4])), Some(indices)];
         check("Gather", 13, &node("Gather").with("axis", axis), &inputs, Near::Exact);
     }
-    let slices: &[(&[i64], &[i64], &[i64], &[i64])] = &[
+    type Parts = &'static [i64];
+    let slices: &[(Parts, Parts, Parts, Parts)] = &[
         (&[1], &[i64::MAX], &[1], &[1]),
         (&[0, -3], &[1, -1], &[0, 2], &[1, 1]),
         (&[0, 1], &[2, 40], &[1, 2], &[1, 3]),

@@ -200,12 +200,12 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     assert_eq!(done, rows.depth, "every row of B is readable up to whole vectors");
     for_each_row!(r, R, {
         let target = &mut *targets[r];
-        for v in 0..V {
+        for (v, &sum) in sums[r].iter().enumerate() {
             let from = column + v * lanes;
             if from + lanes <= columns.count {
-                store::<S>(&mut target[from..], sums[r][v]);
+                store::<S>(&mut target[from..], sum);
             } else if from < columns.count {
-                simd.partial_store_f32s(&mut target[from..columns.count], sums[r][v]);
+                simd.partial_store_f32s(&mut target[from..columns.count], sum);
             }
         }
     });

@@ -29,7 +29,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    let p = polynomial(r, [0.5, 0.166_665_77, 0.041_666_465, 0.008_363_175_6, 0.001_393_364_3]);
+    let p = polynomial(r, [0.5, 0.166_665_77, 0.041_666_465, 0.008_363_175, 0.001_393_364_3]);
     let mantissa = 1.0 + (r + r * r * p);
     // Two factors, so that results in the subnormal range and at the upper end come out right.
     let exponent = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
@@ -63,7 +63,7 @@ pub(crate) fn erf(x: f32) -> f32 {
     let small = x * polynomial(
         square,
         [
-            1.128_379_2,
+            std::f32::consts::FRAC_2_SQRT_PI,
             -0.376_126_26,
             0.112_835_98,
             -0.026_854_329,
@@ -81,7 +81,7 @@ pub(crate) fn erf(x: f32) -> f32 {
             6.064_087_4e-4,
             0.273_618_15,
             0.330_840_68,
-            0.101_268_245,
+            0.101_268_25,
             0.403_838_36,
             -0.057_338_735,
             -0.053_540_616,
