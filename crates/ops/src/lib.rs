@@ -10,14 +10,17 @@
 mod binary;
 mod call;
 mod cast;
+mod conv;
 mod indexing;
 mod layout;
+mod matmul;
 mod movement;
 mod normalization;
 mod numbers;
 mod pad;
 mod quantize;
 mod reduce;
+mod resize;
 mod shape;
 mod sorting;
 mod unary;
@@ -39,6 +42,9 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     quantize::KERNELS,
     reduce::KERNELS,
     normalization::KERNELS,
+    matmul::KERNELS,
+    conv::KERNELS,
+    resize::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.

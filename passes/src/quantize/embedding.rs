@@ -10,6 +10,9 @@ use optix_pipeline::{Cx, Layer, PassError};
 use super::affine::{Affine, channel_maxima, quantize_weights};
 use super::rewrite::drop_unused;
 
+/// A table that would come out noisier than this, in dB, stays float: everything behind it would suffer.
+const LEAST_SQNR: f64 = 20.0;
+
 /// Tables below this many elements are not worth a node.
 const SMALLEST: usize = 4096;
 
@@ -47,12 +50,20 @@ pub(super) fn quantize_tables(
             cx.skip(model, users[0], "its table holds NaN or infinite values");
             continue;
         }
-        if !cx.may_edit("quantize-table") {
-            return Ok(());
-        }
         let scale = Affine::symmetric_int8(channel_maxima(&floats, tensor.shape(), None)[0]).scale;
         let quantized = quantize_weights(&floats, tensor.shape(), None, vec![scale]);
         let sqnr = quantized.sqnr_db();
+        if let Some(sqnr) = sqnr.filter(|sqnr| *sqnr < LEAST_SQNR) {
+            let reason = format!(
+                "one scale for its table would leave {sqnr:.1} dB: a few rows are far larger than the rest"
+            );
+            cx.layer(super::quantize_static::float_layer(model, users[0], &reason));
+            cx.skip(model, users[0], reason);
+            continue;
+        }
+        if !cx.may_edit("quantize-table") {
+            return Ok(());
+        }
         let name = model.value(table).name().to_owned();
         let integers = model.add_constant(main, &format!("{name}_quantized"), quantized.integers);
         let scale = model.add_constant(main, &format!("{name}_scale"), Tensor::scalar(scale));

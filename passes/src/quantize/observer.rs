@@ -226,11 +226,12 @@ mod tests {
     #[test]
     fn a_lone_outlier_is_cut_by_the_mse_observer_only() {
         let mut observer = Observer::default();
-        let values: Vec<f32> = (0..100_000).map(|i| (i as f32 * 0.618).fract() * 2.0 - 1.0).collect();
+        let values: Vec<f32> =
+            (0..1_000_000).map(|i| (f64::from(i) * 0.618).fract() as f32 * 2.0 - 1.0).collect();
         observer.observe(&values);
         observer.observe(&[4.0]);
         let (whole, best) = (observer.min_max(DType::U8), observer.mean_squared_error(DType::U8));
-        assert!(best.scale < whole.scale * 0.8, "{} {}", best.scale, whole.scale);
+        assert!(best.scale < whole.scale * 0.9, "{} {}", best.scale, whole.scale);
         assert!(observer.sqnr_db(&best) > observer.sqnr_db(&whole));
     }
 

@@ -67,6 +67,8 @@ pub struct QuantizeStatic {
     pub observer: RangeObserver,
     /// Integer type of activations.
     pub activation_type: ActivationType,
+    /// Quantize embedding tables too.
+    pub embeddings: bool,
     /// Leave these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -77,6 +79,7 @@ impl Default for QuantizeStatic {
             per_channel: true,
             observer: RangeObserver::default(),
             activation_type: ActivationType::default(),
+            embeddings: true,
             exclude: Vec::new(),
         }
     }
@@ -180,13 +183,14 @@ impl Pass for QuantizeStatic {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
-        let placement = placement::place(model, &|id| {
+        let wanted = |model: &Model, id: NodeId| {
             let (name, _) = optix_pipeline::naming::node_and_op(model, id);
             match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
                 Some(pattern) => Err(format!("excluded by `{pattern}`")),
                 None => Ok(()),
             }
-        });
+        };
+        let placement = placement::place(model, &|id| wanted(model, id));
         for (id, reason) in &placement.skipped {
             cx.skip(model, *id, reason.clone());
             cx.layer(float_layer(model, *id, reason));
@@ -199,6 +203,9 @@ impl Pass for QuantizeStatic {
         let observers = calibrate(model, &placement, cx)?;
         let quantizers = self.choose(model, &placement, &observers, cx);
         let measured = self.rewrite(model, &placement, &observers, &quantizers, cx)?;
+        if self.embeddings {
+            super::embedding::quantize_tables(model, cx, &wanted)?;
+        }
         measure(&float_model, model, &measured, cx)
     }
 }

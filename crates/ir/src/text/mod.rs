@@ -19,8 +19,9 @@
 //! The lists in parentheses are the graph's inputs and outputs; the `<...>` behind them holds initializers
 //! (`type name = {elements}`) and declared types of inner values (`type name`); nodes follow in execution
 //! order. Functions of the model follow the main graph. `float` is a scalar, `float[]` a tensor of unknown
-//! rank, `float[N, ?]` one with a symbolic and an unknown dimension (a negative size means the same). Elements of 16-bit and smaller
-//! floating-point types are written as the integers of their bit patterns, as ONNX does.
+//! rank, `float[N, ?]` one with a symbolic and an unknown dimension (a negative size is unknown, too).
+//! Elements of 16-bit and smaller floating-point types are written as the integers of their bit patterns,
+//! as ONNX does.
 //!
 //! What the standard leaves open or lacks:
 //! * Elements of 2- and 4-bit tensors are one number each; complex elements are two.

@@ -129,6 +129,7 @@ fn types_are_read_and_written() {
         assert!(printed.starts_with(&format!("g ({text} x)")), "{text} became {printed}");
     }
     assert_eq!(parse_type("float[N]").unwrap().to_string(), "float[N]");
+    assert_eq!(parse_type("float[-1, 2]").unwrap(), parse_type("float[?, 2]").unwrap());
 }
 
 #[test]
