@@ -263,9 +263,13 @@ def session(model, threads=1, save=None, level=None):
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def outputs(model, feeds, batch, output=None):
-    """Runs batches; the outputs by name, stacked (or one output as an array, by its position)."""
-    running = session(model)
+def outputs(model, feeds, batch, output=None, plain=False):
+    """Runs batches; the outputs by name, stacked (or one output as an array, by its position).
+
+    plain: the graph as it is written, none of onnxruntime's own rewriting."""
+    import onnxruntime as ort
+
+    running = session(model, level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL if plain else None)
     names = [o.name for o in running.get_outputs()]
     wanted = names if output is None else [names[output]]
     count = len(next(iter(feeds.values())))
