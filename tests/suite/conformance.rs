@@ -14,7 +14,7 @@ use optix_ops::OpError;
 use crate::cases::{self, Case, Sample};
 
 /// How a case ended when it did not pass.
-enum Ending {
+pub enum Ending {
     /// We do not claim to compute it; the text says what is missing.
     Unsupported(String),
     /// We claim to, and are wrong.
@@ -101,7 +101,7 @@ fn run_case(case: &Case, model: &Model) -> Result<(), Ending> {
     Ok(())
 }
 
-fn tensors(samples: &[Sample]) -> Result<Vec<Tensor>, Ending> {
+pub fn tensors(samples: &[Sample]) -> Result<Vec<Tensor>, Ending> {
     let tensor = |sample: &Sample| match sample {
         Sample::Tensor(bytes) => Ok(crate::models::read_tensor(bytes)),
         Sample::Sequence => Err(Ending::Unsupported("sequences are not supported".into())),
@@ -155,7 +155,7 @@ fn evaluate(model: &Model, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Ending> {
 
 /// Where a result departs from what is expected. Floats of 16 bits and more may differ by the case's
 /// tolerance; everything else must be equal.
-fn difference(got: &Tensor, expected: &Tensor, case: &Case) -> Option<String> {
+pub fn difference(got: &Tensor, expected: &Tensor, case: &Case) -> Option<String> {
     if (got.dtype(), got.shape()) != (expected.dtype(), expected.shape()) {
         return Some(format!(
             "{}{:?}, expected {}{:?}",

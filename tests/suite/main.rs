@@ -2,6 +2,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod cases;
+mod clean;
 mod conformance;
 mod generated;
 mod models;
