@@ -6,3 +6,4 @@ mod clean;
 mod conformance;
 mod generated;
 mod models;
+mod roundtrip;

@@ -102,7 +102,8 @@ fn random_tensor(dtype: DType, shape: Vec<usize>, count: usize, random: &mut Cha
 /// outputs; infinite when shapes, types or non-finite values differ.
 ///
 /// # Errors
-/// When one of the models cannot be run.
+/// When one of the models cannot be run: [`OracleError::Feeds`] where random inputs do not suit `before`
+/// (say, an input that is a shape), [`OracleError::Node`] where only `after` fails on them.
 pub fn difference(
     oracle: &mut dyn Oracle,
     before: &Model,
@@ -110,7 +111,12 @@ pub fn difference(
     seed: u64,
 ) -> Result<f64, OracleError> {
     let feeds = random_feeds(before, seed)?;
-    let expected = oracle.outputs(before, &feeds)?;
+    let expected = oracle.outputs(before, &feeds).map_err(|error| match error {
+        OracleError::Node { node, what } => {
+            OracleError::Feeds(format!("random inputs do not suit this model: node {node}: {what}"))
+        }
+        error => error,
+    })?;
     let found = oracle.outputs(after, &feeds)?;
     let worst = expected.iter().zip(&found).map(|(a, b)| relative_difference(a, b)).fold(0.0, f64::max);
     Ok(if expected.len() == found.len() { worst } else { f64::INFINITY })

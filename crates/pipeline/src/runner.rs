@@ -207,6 +207,8 @@ fn run_step(
     if promises.topology == Topology::Kept {
         check_topology(&before, model).map_err(StepFault::Promise)?;
     }
+    // The check is not the pass's time.
+    let seconds = started.elapsed().as_secs_f64();
     let mut checked_difference = None;
     if options.check {
         let bound = match promises.numerics {
@@ -215,7 +217,13 @@ fn run_step(
             Numerics::Lossy => None,
         };
         if let Some(bound) = bound {
-            let difference = check::difference(resources.oracle, &before, model, resources.seed)?;
+            let difference = check::difference(resources.oracle, &before, model, resources.seed);
+            let difference = difference.map_err(|error| match error {
+                OracleError::Node { node, what } => StepFault::Promise(format!(
+                    "on random inputs that the model before it takes, node {node} fails: {what}"
+                )),
+                error => StepFault::Check(error),
+            })?;
             checked_difference = Some(difference);
             if difference > bound {
                 return Err(StepFault::Promise(format!(
@@ -230,7 +238,7 @@ fn run_step(
         changes,
         nodes: [before.walk().count() as u64, model.walk().count() as u64],
         tensor_bytes: [before.tensor_bytes(), model.tensor_bytes()],
-        seconds: started.elapsed().as_secs_f64(),
+        seconds,
         checked_difference,
     })
 }
