@@ -33,10 +33,10 @@ pub struct DataSet {
 pub enum Sample {
     /// A `TensorProto`.
     Tensor(Bytes),
-    /// A sequence, which this crate's kernels do not take.
-    Sequence,
-    /// An optional value, likewise.
-    Optional,
+    /// A `SequenceProto`.
+    Sequence(Bytes),
+    /// An `OptionalProto`.
+    Optional(Bytes),
 }
 
 /// All cases, sorted by name.
@@ -106,8 +106,8 @@ impl Reader {
                 let blob = blobs[self.u32() as usize].clone();
                 match kind {
                     0 => Sample::Tensor(blob),
-                    1 => Sample::Sequence,
-                    2 => Sample::Optional,
+                    1 => Sample::Sequence(blob),
+                    2 => Sample::Optional(blob),
                     other => panic!("kind {other} of a sample"),
                 }
             })

@@ -9,12 +9,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use optix_ir::{DType, Model, Tensor};
-use optix_ops::OpError;
+use optix_ops::{Datum, OpError};
 
-use crate::cases::{self, Case, Sample};
+use crate::cases::{self, Case};
+use crate::models;
 
 /// How a case ended when it did not pass.
-pub enum Ending {
+enum Ending {
     /// We do not claim to compute it; the text says what is missing.
     Unsupported(String),
     /// We claim to, and are wrong.
@@ -90,72 +91,41 @@ fn first_operator(model: &Model) -> String {
 
 fn run_case(case: &Case, model: &Model) -> Result<(), Ending> {
     for set in &case.sets {
-        let outputs = evaluate(model, tensors(&set.inputs)?)?;
-        let expected = tensors(&set.outputs)?;
-        assert_eq!(outputs.len(), expected.len(), "outputs of the graph");
-        for (index, (got, expected)) in outputs.iter().zip(&expected).enumerate() {
-            difference(got, expected, case)
+        let inputs = set.inputs.iter().map(|sample| Some(models::read_sample(sample))).collect();
+        let outputs = optix_ops::interpret(model, inputs).map_err(|error| match error.source {
+            OpError::NoKernel(op) => Ending::Unsupported(format!("no kernel for {op}")),
+            OpError::Unsupported { .. } => Ending::Unsupported(error.source.to_string()),
+            // The cases are valid by definition.
+            OpError::Invalid { .. } | OpError::TooLarge { .. } => Ending::Wrong(error.to_string()),
+        })?;
+        assert_eq!(outputs.len(), set.outputs.len(), "outputs of the graph");
+        for (index, (got, expected)) in outputs.iter().zip(&set.outputs).enumerate() {
+            difference(got, &models::read_sample(expected), case)
                 .map_or(Ok(()), |what| Err(Ending::Wrong(format!("output {index}: {what}"))))?;
         }
     }
     Ok(())
 }
 
-pub fn tensors(samples: &[Sample]) -> Result<Vec<Tensor>, Ending> {
-    let tensor = |sample: &Sample| match sample {
-        Sample::Tensor(bytes) => Ok(crate::models::read_tensor(bytes)),
-        Sample::Sequence => Err(Ending::Unsupported("sequences are not supported".into())),
-        Sample::Optional => Err(Ending::Unsupported("optional values are not supported".into())),
-    };
-    samples.iter().map(tensor).collect()
+/// Where a result departs from what is expected.
+pub fn difference(got: &Datum, expected: &Datum, case: &Case) -> Option<String> {
+    match (got, expected) {
+        (Datum::Tensor(got), Datum::Tensor(expected)) => tensor_difference(got, expected, case),
+        (Datum::Sequence(got), Datum::Sequence(expected)) if got.len() == expected.len() => {
+            let parts = got.iter().zip(expected).enumerate();
+            parts.into_iter().find_map(|(index, (got, expected))| {
+                difference(got, expected, case).map(|what| format!("element {index}: {what}"))
+            })
+        }
+        (Datum::Optional(None), Datum::Optional(None)) => None,
+        (Datum::Optional(Some(got)), Datum::Optional(Some(expected))) => difference(got, expected, case),
+        _ => Some(format!("{got:?}, expected {expected:?}")),
+    }
 }
 
-/// Runs the main graph, node by node.
-fn evaluate(model: &Model, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Ending> {
-    let graph = model.graph(model.main());
-    let mut values: Vec<Option<Tensor>> = vec![None; model.value_capacity()];
-    for &value in graph.initializers() {
-        values[value.index()] = model.value(value).tensor().cloned();
-    }
-    for (info, tensor) in graph.inputs().iter().zip(inputs) {
-        values[info.value.index()] = Some(tensor);
-    }
-    for id in model.nodes_of(model.main()) {
-        let node = model.node(id);
-        if node.subgraphs().next().is_some() && optix_ops::find(node.domain(), &node.op_type).is_none() {
-            return Err(Ending::Unsupported(format!("{}: subgraphs are not supported", node.op_type)));
-        }
-        let mut arguments = Vec::new();
-        for input in node.inputs() {
-            arguments.push(match input {
-                Some(value) => {
-                    let missing = || Ending::Wrong(format!("{}: an input has no value", node.op_type));
-                    Some(values[value.index()].as_ref().ok_or_else(missing)?)
-                }
-                None => None,
-            });
-        }
-        let results = optix_ops::evaluate(model, id, &arguments).map_err(|error| match error {
-            OpError::NoKernel(op) => Ending::Unsupported(format!("no kernel for {op}")),
-            OpError::Unsupported { .. } => Ending::Unsupported(error.to_string()),
-            // The cases are valid by definition.
-            OpError::Invalid { .. } | OpError::TooLarge { .. } => Ending::Wrong(error.to_string()),
-        })?;
-        for (value, result) in node.outputs().iter().zip(results) {
-            if let Some(value) = value {
-                values[value.index()] = Some(result);
-            }
-        }
-    }
-    let output = |value: optix_ir::ValueId| {
-        values[value.index()].clone().ok_or_else(|| Ending::Wrong("an output was not computed".into()))
-    };
-    graph.outputs().iter().map(|info| output(info.value)).collect()
-}
-
-/// Where a result departs from what is expected. Floats of 16 bits and more may differ by the case's
+/// The same for tensors. Floats of 16 bits and more may differ by the case's
 /// tolerance; everything else must be equal.
-pub fn difference(got: &Tensor, expected: &Tensor, case: &Case) -> Option<String> {
+fn tensor_difference(got: &Tensor, expected: &Tensor, case: &Case) -> Option<String> {
     if (got.dtype(), got.shape()) != (expected.dtype(), expected.shape()) {
         return Some(format!(
             "{}{:?}, expected {}{:?}",
@@ -215,9 +185,9 @@ fn document(operators: &BTreeMap<String, Tally>, passed: usize, existing: usize)
          | operator | since | cases | written out | not passed because |\n\
          |---|---|---|---|---|\n"
     );
-    let known = optix_ops::FAMILIES.iter().copied().flatten().map(|spec| match spec.domain {
-        "" => (spec.op_type.to_owned(), spec.since),
-        domain => (format!("{domain}.{}", spec.op_type), spec.since),
+    let known = optix_ops::operators().map(|(domain, op_type, since)| match domain {
+        "" => (op_type.to_owned(), since),
+        domain => (format!("{domain}.{op_type}"), since),
     });
     let known: BTreeMap<String, i64> = known.collect();
     let names: BTreeSet<&String> = known.keys().chain(operators.keys()).collect();
@@ -248,10 +218,10 @@ fn a_wrong_result_is_noticed() {
         Case { name: String::new(), relative: 1e-3, absolute: 1e-7, model: Bytes::new(), sets: Vec::new() };
     let floats = |values: &[f32]| Tensor::from_vec(vec![values.len()], values.to_vec());
     let expected = floats(&[1.0, f32::INFINITY, f32::NAN]);
-    assert_eq!(difference(&floats(&[1.0005, f32::INFINITY, f32::NAN]), &expected, &case), None);
+    assert_eq!(tensor_difference(&floats(&[1.0005, f32::INFINITY, f32::NAN]), &expected, &case), None);
     for off in [[1.002, f32::INFINITY, f32::NAN], [1.0, 1e30, f32::NAN], [1.0, f32::INFINITY, 0.0]] {
-        assert!(difference(&floats(&off), &expected, &case).is_some(), "{off:?}");
+        assert!(tensor_difference(&floats(&off), &expected, &case).is_some(), "{off:?}");
     }
-    assert!(difference(&Tensor::from_i64s(&[1000]), &Tensor::from_i64s(&[1001]), &case).is_some());
-    assert!(difference(&Tensor::from_i64s(&[1]), &Tensor::scalar(1i64), &case).is_some());
+    assert!(tensor_difference(&Tensor::from_i64s(&[1000]), &Tensor::from_i64s(&[1001]), &case).is_some());
+    assert!(tensor_difference(&Tensor::from_i64s(&[1]), &Tensor::scalar(1i64), &case).is_some());
 }

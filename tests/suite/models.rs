@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use optix_base::Limits;
 use optix_ir::{Model, Tensor};
+use optix_ops::Datum;
+
+use crate::cases::Sample;
 
 /// Reads a model.
 pub fn read_model(bytes: &Bytes) -> Model {
@@ -22,6 +25,69 @@ pub fn read_tensor(bytes: &Bytes) -> Tensor {
     let model = read_model(&model.into());
     let value = model.graph(model.main()).initializers()[0];
     model.value(value).tensor().expect("the initializer is dense").clone()
+}
+
+/// Reads a sample of a case.
+pub fn read_sample(sample: &Sample) -> Datum {
+    match sample {
+        Sample::Tensor(bytes) => read_tensor(bytes).into(),
+        Sample::Sequence(bytes) => read_sequence(bytes),
+        Sample::Optional(bytes) => read_optional(bytes),
+    }
+}
+
+/// `SequenceProto`: 2 the kind of its elements; 3 tensors, 5 sequences, 7 optionals.
+fn read_sequence(bytes: &Bytes) -> Datum {
+    let elements = messages(bytes).into_iter().filter_map(|(field, message)| match field {
+        3 => Some(read_tensor(&message).into()),
+        5 => Some(read_sequence(&message)),
+        7 => Some(read_optional(&message)),
+        _ => None,
+    });
+    Datum::Sequence(elements.collect())
+}
+
+/// `OptionalProto`: 2 the kind of its element; 3 a tensor, 5 a sequence, 7 an optional.
+fn read_optional(bytes: &Bytes) -> Datum {
+    let element = messages(bytes).into_iter().find_map(|(field, message)| match field {
+        3 => Some(read_tensor(&message).into()),
+        5 => Some(read_sequence(&message)),
+        7 => Some(read_optional(&message)),
+        _ => None,
+    });
+    Datum::Optional(element.map(Box::new))
+}
+
+/// The length-delimited fields of a message that has no others but varints.
+fn messages(bytes: &Bytes) -> Vec<(u64, Bytes)> {
+    let mut at = 0;
+    let varint = |at: &mut usize| {
+        let (mut value, mut shift) = (0u64, 0);
+        loop {
+            let byte = bytes[*at];
+            *at += 1;
+            value |= u64::from(byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                return value;
+            }
+        }
+    };
+    let mut found = Vec::new();
+    while at < bytes.len() {
+        let key = varint(&mut at);
+        let value = varint(&mut at);
+        match key & 7 {
+            0 => {}
+            2 => {
+                let end = at + value as usize;
+                found.push((key >> 3, bytes.slice(at..end)));
+                at = end;
+            }
+            other => panic!("wire type {other}"),
+        }
+    }
+    found
 }
 
 /// Appends a length-delimited protobuf field.

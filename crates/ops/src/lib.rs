@@ -10,8 +10,11 @@
 mod binary;
 mod call;
 mod cast;
+mod control;
 mod conv;
+mod datum;
 mod indexing;
+mod interpret;
 mod layout;
 mod matmul;
 mod movement;
@@ -21,11 +24,15 @@ mod pad;
 mod quantize;
 mod reduce;
 mod resize;
+mod sequence;
 mod shape;
 mod sorting;
 mod unary;
 
 pub use call::{Call, Kernel, KernelSpec, OpError};
+pub use control::{Body, run_loop, run_map, run_scan};
+pub use datum::{Datum, DatumCall, DatumKernel};
+pub use interpret::{InterpretError, interpret, output_types, with_bindings};
 
 use optix_ir::{Model, NodeId, Tensor};
 
@@ -77,4 +84,49 @@ pub fn evaluate(model: &Model, node: NodeId, inputs: &[Option<&Tensor>]) -> Resu
     let node = model.node(node);
     let spec = find(node.domain(), &node.op_type).ok_or_else(|| OpError::NoKernel(node.op_type.clone()))?;
     (spec.run)(&Call::new(node, opset, inputs))
+}
+
+/// Every operator computed here, with its domain and the version since which: kernels on tensors, on other
+/// values, and control flow.
+pub fn operators() -> impl Iterator<Item = (&'static str, &'static str, i64)> {
+    let tensors = FAMILIES.iter().copied().flatten().map(|spec| (spec.domain, spec.op_type, spec.since));
+    let others = sequence::KERNELS.iter().map(|(op_type, since, _)| ("", *op_type, *since));
+    // `Identity` is in both tables.
+    let others = others.filter(|(domain, op_type, _)| find(domain, op_type).is_none());
+    tensors.chain(others).chain(control::OPERATORS.iter().map(|(op_type, since)| ("", *op_type, *since)))
+}
+
+/// The kernel of an operator on values that are not all tensors, if there is one for this version.
+pub fn find_datum(domain: &str, op_type: &str, opset: i64) -> Option<DatumKernel> {
+    if !matches!(domain, "" | "ai.onnx") {
+        return None;
+    }
+    let mut all = sequence::KERNELS.iter();
+    all.find(|(name, since, _)| *name == op_type && *since <= opset).map(|(_, _, run)| *run)
+}
+
+/// Evaluates one node on values of any type.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_datum(
+    node: &optix_ir::Node,
+    opset: i64,
+    inputs: &[Option<&Datum>],
+) -> Result<Vec<Datum>, OpError> {
+    let spec = find(node.domain(), &node.op_type);
+    let tensors: Option<Vec<Option<&Tensor>>> =
+        inputs.iter().map(|input| input.map_or(Some(None), |datum| datum.as_tensor().map(Some))).collect();
+    if let (Some(spec), Some(tensors)) = (spec, tensors) {
+        let outputs = (spec.run)(&Call::new(node, opset, &tensors))?;
+        return Ok(outputs.into_iter().map(Datum::Tensor).collect());
+    }
+    match (find_datum(node.domain(), &node.op_type, opset), spec) {
+        (Some(run), _) => run(&DatumCall { node, opset, inputs }),
+        (None, Some(_)) => Err(OpError::Unsupported {
+            op: node.op_type.clone(),
+            what: "a sequence or optional value as input".into(),
+        }),
+        (None, None) => Err(OpError::NoKernel(node.op_type.clone())),
+    }
 }

@@ -1,6 +1,7 @@
 //! What an engine is: it loads models into sessions, which run.
 
 use optix_ir::{Model, Tensor, ValueId};
+use optix_ops::Datum;
 
 use crate::error::RuntimeError;
 
@@ -73,6 +74,16 @@ pub trait Session: Send {
         let missing = || RuntimeError::Environment("the engine did not compute a wanted value".into());
         found.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
     }
+
+    /// Runs the model on values of any type and returns the wanted ones, in the order asked for.
+    ///
+    /// # Errors
+    /// As [`Session::run_with`].
+    fn run_data(
+        &mut self,
+        feeds: &[(ValueId, Datum)],
+        wanted: &[ValueId],
+    ) -> Result<Vec<Datum>, RuntimeError>;
 
     /// The inputs that must be fed (no default), with their names, in the model's order.
     fn required_inputs(&self) -> &[(ValueId, String)];

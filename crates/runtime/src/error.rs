@@ -43,6 +43,14 @@ pub enum RuntimeError {
     /// A value was asked for that the loaded plan does not compute.
     #[error("value `{0}` is not computed by the main graph of this model")]
     UnknownValue(String),
+    /// A sequence or optional value where a tensor was asked for.
+    #[error("the value of {node} is {kind}, not a tensor")]
+    NotATensor {
+        /// The node that computes it.
+        node: String,
+        /// What it is.
+        kind: &'static str,
+    },
     /// A node refused its inputs.
     #[error("node {node}: {source}")]
     Node {

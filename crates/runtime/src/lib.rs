@@ -8,6 +8,7 @@
 //!
 //! Results do not depend on the number of threads: every sum has a fixed order.
 
+mod control;
 mod device;
 mod engine;
 mod engines;

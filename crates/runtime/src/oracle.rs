@@ -35,10 +35,10 @@ impl From<RuntimeError> for OracleError {
             RuntimeError::Node { node, source } => OracleError::Node { node, what: source.to_string() },
             RuntimeError::Internal { node, what } => OracleError::Internal { node, what },
             RuntimeError::Environment(what) => OracleError::Environment(what),
-            error
-            @ (RuntimeError::Feed { .. } | RuntimeError::UnknownValue(_) | RuntimeError::Stopped(_)) => {
-                OracleError::Feeds(error.to_string())
-            }
+            error @ (RuntimeError::Feed { .. }
+            | RuntimeError::UnknownValue(_)
+            | RuntimeError::NotATensor { .. }
+            | RuntimeError::Stopped(_)) => OracleError::Feeds(error.to_string()),
         }
     }
 }

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use optix_ir::{DType, Initializer, Model, Node, NodeId, Tensor, Type, ValueId};
-use optix_ops::{Call, Kernel, OpError};
+use optix_ir::{AttributeValue, DType, GraphId, Initializer, Model, Node, NodeId, Tensor, Type, ValueId};
+use optix_ops::{Call, Datum, DatumCall, DatumKernel, Kernel, OpError};
 
+use crate::control::{Body, Control, last_uses};
 use crate::device::{self, Device, DeviceCall, DeviceKernel, RtValue};
 use crate::engine::LoadOptions;
 use crate::error::{RuntimeError, Unsupported};
@@ -50,8 +51,13 @@ pub(crate) struct Step {
     pub label: String,
     pub inputs: Vec<Option<Slot>>,
     pub outputs: Vec<Option<(Slot, ValueId)>>,
+    /// What it does when it has bodies.
+    pub control: Option<Box<Control>>,
+    /// Slots of graphs around it that its bodies read.
+    captures: Vec<Slot>,
     fast: Option<Chosen>,
     reference: Option<Kernel>,
+    datum: Option<DatumKernel>,
     device: Option<DeviceKernel>,
 }
 
@@ -81,7 +87,31 @@ const RANDOM: &[&str] = &[
     "Dropout",
 ];
 
+/// Most nodes of a plan, local functions expanded: beyond that a file is hostile.
+const MOST_STEPS: usize = 4 << 20;
+
+/// Deepest nesting of bodies and calls.
+const DEEPEST: usize = 64;
+
 impl Step {
+    /// Every slot it reads: its inputs, and what its bodies capture.
+    pub(crate) fn reads(&self) -> impl Iterator<Item = Slot> {
+        self.inputs.iter().flatten().chain(&self.captures).copied()
+    }
+
+    /// Computes the step on values that are not all tensors.
+    fn run_datum(&self, inputs: &[Option<&RtValue>], run: DatumKernel) -> Result<Vec<RtValue>, RuntimeError> {
+        let outputs = guarded(|| {
+            let inputs: Vec<Option<Datum>> = inputs
+                .iter()
+                .map(|input| input.map(RtValue::to_datum).transpose())
+                .collect::<Result<_, _>>()?;
+            let inputs: Vec<Option<&Datum>> = inputs.iter().map(Option::as_ref).collect();
+            run(&DatumCall { node: &self.node, opset: self.opset, inputs: &inputs })
+        });
+        Ok(self.name_errors(outputs)?.into_iter().map(RtValue::from).collect())
+    }
+
     /// Computes the step: the fast kernel, and the reference where there is none or it declines.
     pub(crate) fn compute(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, OpError> {
         let call = Call::new(&self.node, self.opset, inputs);
@@ -134,6 +164,10 @@ impl Step {
         inputs: &[Option<&RtValue>],
         place: Place<'_>,
     ) -> Result<Vec<RtValue>, RuntimeError> {
+        let no_tensors = inputs.iter().flatten().any(|value| matches!(value, RtValue::Datum(_)));
+        if let Some(run) = self.datum.filter(|_| no_tensors || self.reference.is_none()) {
+            return self.run_datum(inputs, run);
+        }
         if let (Some(device), Some(kernel)) = (place.device, self.device) {
             let call = DeviceCall { node: &self.node, inputs, device };
             if let Some(output) = self.name_errors(guarded(|| Ok(kernel(&call))))? {
@@ -168,49 +202,29 @@ impl Plan {
         pool: Option<&rayon::ThreadPool>,
     ) -> Result<Plan, RuntimeError> {
         let graph = model.graph(model.main());
-        let mut builder = Builder { slots: HashMap::new(), constants: Vec::new(), unsupported: Vec::new() };
+        let mut builder = Builder {
+            model,
+            pool,
+            slots: HashMap::new(),
+            constants: Vec::new(),
+            defaults: Vec::new(),
+            unsupported: Vec::new(),
+            budget: options.fold_limit,
+            steps_left: MOST_STEPS,
+            scopes: 0,
+        };
         let mut inputs = Vec::new();
         for input in graph.inputs() {
             let value = model.value(input.value);
             inputs.push(Input {
-                slot: builder.slot(input.value),
+                slot: builder.slot(0, input.value),
                 value: input.value,
                 name: value.name().to_owned(),
                 ty: input.ty.clone(),
                 has_default: value.initializer().is_some(),
             });
         }
-        // Defaults of inputs are constants of the run, but nothing may be folded from them.
-        let mut defaults = Vec::new();
-        for &id in graph.initializers() {
-            let slot = builder.slot(id);
-            let value = model.value(id);
-            match value.initializer() {
-                Some(Initializer::Dense(stored)) if value.is_input() => {
-                    defaults.push((slot, aligned(&stored.tensor)));
-                }
-                Some(Initializer::Dense(stored)) => builder.set_constant(slot, aligned(&stored.tensor)),
-                Some(Initializer::Sparse(_)) => builder.unsupported.push(Unsupported {
-                    node: format!("initializer `{}`", value.name()),
-                    reason: "sparse tensors are not run".into(),
-                }),
-                None => {}
-            }
-        }
-        let mut steps = Vec::new();
-        let mut budget = options.fold_limit;
-        for id in model.nodes_of(model.main()) {
-            let Some(step) = builder.step(model, id) else { continue };
-            if let Some(outputs) = builder.fold(&step, pool, &mut budget) {
-                for (output, tensor) in step.outputs.iter().zip(outputs) {
-                    if let Some((slot, _)) = output {
-                        builder.set_constant(*slot, tensor);
-                    }
-                }
-            } else {
-                steps.push(step);
-            }
-        }
+        let steps = builder.steps(model.main(), &Scope { number: 0, call: None, depth: 0 });
         if !builder.unsupported.is_empty() {
             return Err(RuntimeError::Unsupported { engine: engine.into(), nodes: builder.unsupported });
         }
@@ -220,11 +234,14 @@ impl Plan {
             .into_iter()
             .enumerate()
             .filter_map(|(slot, tensor)| Some((slot, tensor?)))
-            .chain(defaults)
+            .chain(builder.defaults)
             .map(|(slot, tensor)| (slot, RtValue::constant(tensor)))
             .collect();
         constants.sort_by_key(|(slot, _)| *slot);
-        Ok(Plan { steps, inputs, constants, slots: builder.slots, slot_count })
+        let main = |value: ValueId| model.value(value).graph() == model.main();
+        let slots = builder.slots.into_iter().filter(|((scope, value), _)| *scope == 0 && main(*value));
+        let slots = slots.map(|((_, value), slot)| (value, slot)).collect();
+        Ok(Plan { steps, inputs, constants, slots, slot_count })
     }
 
     /// The slot of a value.
@@ -233,17 +250,150 @@ impl Plan {
     }
 }
 
-struct Builder {
-    slots: HashMap<ValueId, Slot>,
+struct Builder<'a> {
+    model: &'a Model,
+    pool: Option<&'a rayon::ThreadPool>,
+    /// Of each value in each scope.
+    slots: HashMap<(usize, ValueId), Slot>,
     /// By slot.
     constants: Vec<Option<Tensor>>,
+    /// Defaults of inputs: constants of the run, but nothing may be folded from them.
+    defaults: Vec<(Slot, Tensor)>,
     unsupported: Vec<Unsupported>,
+    /// Bytes that folded constants may still take.
+    budget: usize,
+    /// Steps that may still be planned.
+    steps_left: usize,
+    /// Number of the last scope.
+    scopes: usize,
 }
 
-impl Builder {
-    fn slot(&mut self, value: ValueId) -> Slot {
+/// Where nodes are planned: the main graph and what is within it, or one call of a local function. The
+/// values of each call have slots of their own.
+#[derive(Clone, Copy)]
+struct Scope<'a> {
+    number: usize,
+    /// The calling node, whose attributes the function's nodes may refer to.
+    call: Option<&'a Node>,
+    /// How deep bodies and calls are nested.
+    depth: usize,
+}
+
+impl Builder<'_> {
+    fn slot(&mut self, scope: usize, value: ValueId) -> Slot {
         let next = self.slots.len();
-        *self.slots.entry(value).or_insert(next)
+        *self.slots.entry((scope, value)).or_insert(next)
+    }
+
+    /// The steps of a graph; what can be folded becomes constant.
+    fn steps(&mut self, graph: GraphId, scope: &Scope<'_>) -> Vec<Step> {
+        let model = self.model;
+        for &id in model.graph(graph).initializers() {
+            let slot = self.slot(scope.number, id);
+            let value = model.value(id);
+            match value.initializer() {
+                Some(Initializer::Dense(stored)) if value.is_input() => {
+                    self.defaults.push((slot, aligned(&stored.tensor)));
+                }
+                Some(Initializer::Dense(stored)) => self.set_constant(slot, aligned(&stored.tensor)),
+                Some(Initializer::Sparse(_)) => self.unsupported.push(Unsupported {
+                    node: format!("initializer `{}`", value.name()),
+                    reason: "sparse tensors are not run".into(),
+                }),
+                None => {}
+            }
+        }
+        let mut steps = Vec::new();
+        for id in model.nodes_of(graph) {
+            let Some(step) = self.step(id, scope) else { continue };
+            if let Some(outputs) = self.fold(&step) {
+                for (output, tensor) in step.outputs.iter().zip(outputs) {
+                    if let Some((slot, _)) = output {
+                        self.set_constant(*slot, tensor);
+                    }
+                }
+            } else {
+                steps.push(step);
+            }
+        }
+        steps
+    }
+
+    /// The body that a graph makes, and the slots of graphs around it that it reads.
+    fn body(&mut self, graph: GraphId, scope: &Scope<'_>) -> (Body, Vec<Slot>) {
+        let model = self.model;
+        let values = |infos: &[optix_ir::ValueInfo]| infos.iter().map(|info| info.value).collect::<Vec<_>>();
+        let inputs: Vec<Slot> = values(model.graph(graph).inputs())
+            .into_iter()
+            .map(|value| self.slot(scope.number, value))
+            .collect();
+        let steps = self.steps(graph, scope);
+        let outputs: Vec<Slot> = values(model.graph(graph).outputs())
+            .into_iter()
+            .map(|value| self.slot(scope.number, value))
+            .collect();
+        let mut own = vec![false; self.slots.len()];
+        let made = steps.iter().flat_map(|step| step.outputs.iter().flatten().map(|(slot, _)| *slot));
+        made.chain(inputs.iter().copied()).for_each(|slot| own[slot] = true);
+        let outside = |slot: &Slot| !own[*slot] && self.constant(*slot).is_none();
+        let mut captures: Vec<Slot> =
+            steps.iter().flat_map(Step::reads).chain(outputs.iter().copied()).filter(outside).collect();
+        captures.sort_unstable();
+        captures.dedup();
+        outputs.iter().for_each(|&slot| own[slot] = false);
+        let frees = last_uses(&steps, None, |slot| own[slot], self.slots.len());
+        let types = optix_ops::output_types(model, graph);
+        (Body { steps, frees, inputs, outputs, types }, captures)
+    }
+
+    /// The bodies of a control-flow operator or a call, and what they capture; nothing for other nodes.
+    fn control(
+        &mut self,
+        node: &Node,
+        inputs: &[Option<Slot>],
+        scope: &Scope<'_>,
+    ) -> Result<Option<(Control, Vec<Slot>)>, String> {
+        let deeper = Scope { depth: scope.depth + 1, ..*scope };
+        let function = self.model.function_of(node).map(|function| function.graph);
+        if function.is_none() && node.subgraphs().next().is_none() {
+            return Ok(None);
+        }
+        if deeper.depth > DEEPEST {
+            return Err(format!("bodies and calls are nested more than {DEEPEST} deep"));
+        }
+        if let Some(graph) = function {
+            self.scopes += 1;
+            let (body, _) = self.body(graph, &Scope { number: self.scopes, call: Some(node), ..deeper });
+            return Ok(Some((Control::Call(body), Vec::new())));
+        }
+        let graph = |name: &str| match node.attribute(name) {
+            Some(AttributeValue::Graph(graph)) => Ok(*graph),
+            _ => Err(format!("it has no graph `{name}`")),
+        };
+        let kind: fn(Body) -> Control = match node.op_type.as_str() {
+            _ if !node.domain().is_empty() => return Ok(None),
+            "If" => {
+                let known = inputs.first().copied().flatten().and_then(|slot| self.constant(slot));
+                let known = known.and_then(|tensor| tensor.bools().ok()?.first().copied());
+                let mut branch = |name: &str, taken: bool| -> Result<(Option<Body>, Vec<Slot>), String> {
+                    if known.is_some_and(|known| known != taken) {
+                        return Ok((None, Vec::new()));
+                    }
+                    let (body, captures) = self.body(graph(name)?, &deeper);
+                    Ok((Some(body), captures))
+                };
+                let (then, mut captures) = branch("then_branch", true)?;
+                let (otherwise, more) = branch("else_branch", false)?;
+                captures.extend(more);
+                return Ok(Some((Control::If { then, otherwise }, captures)));
+            }
+            "Loop" => Control::Loop,
+            "Scan" => Control::Scan,
+            "SequenceMap" => Control::Map,
+            _ => return Ok(None),
+        };
+        let (body, captures) = self.body(graph("body")?, &deeper);
+        Ok(Some((kind(body), captures)))
     }
 
     fn set_constant(&mut self, slot: Slot, tensor: Tensor) {
@@ -258,29 +408,39 @@ impl Builder {
     }
 
     /// Resolves the kernels of a node; notes why when there are none.
-    fn step(&mut self, model: &Model, id: NodeId) -> Option<Step> {
-        let node = model.node(id);
+    fn step(&mut self, id: NodeId, scope: &Scope<'_>) -> Option<Step> {
+        let model = self.model;
+        let node = optix_ops::with_bindings(model, model.node(id), scope.call).into_owned();
         let label = model.describe(id);
         let inputs: Vec<Option<Slot>> =
-            node.inputs().iter().map(|input| input.map(|value| self.slot(value))).collect();
+            node.inputs().iter().map(|input| input.map(|value| self.slot(scope.number, value))).collect();
+        let outputs = node.outputs().iter();
         let outputs =
-            node.outputs().iter().map(|output| output.map(|value| (self.slot(value), value))).collect();
-        let refuse = |builder: &mut Builder, reason: String| {
+            outputs.map(|output| output.map(|value| (self.slot(scope.number, value), value))).collect();
+        let refuse = |builder: &mut Builder<'_>, reason: String| {
             builder.unsupported.push(Unsupported { node: label.clone(), reason });
             None
         };
+        match self.steps_left.checked_sub(1) {
+            Some(left) => self.steps_left = left,
+            // Said once: every further node would say it again.
+            None if self.unsupported.is_empty() => {
+                return refuse(self, format!("its functions expand to more than {MOST_STEPS} nodes"));
+            }
+            None => return None,
+        }
         let Some(opset) = model.opset_of(id) else {
             return refuse(self, format!("the model does not import the operator set `{}`", node.domain()));
         };
-        if model.function_of(node).is_some() {
-            return refuse(self, "calls of the model's own functions are not run; inline them first".into());
-        }
-        if node.subgraphs().next().is_some() {
-            return refuse(self, "operators with subgraphs are not run".into());
-        }
+        let (control, captures) = match self.control(&node, &inputs, scope) {
+            Ok(Some((control, captures))) => (Some(Box::new(control)), captures),
+            Ok(None) => (None, Vec::new()),
+            Err(reason) => return refuse(self, reason),
+        };
         let reference = optix_ops::find(node.domain(), &node.op_type).filter(|spec| spec.since <= opset);
+        let datum = optix_ops::find_datum(node.domain(), &node.op_type, opset);
         let fast = kernels::find(node.domain(), &node.op_type, opset);
-        if reference.is_none() && fast.is_none() {
+        if control.is_none() && reference.is_none() && fast.is_none() && datum.is_none() {
             let domain = if node.domain().is_empty() { String::new() } else { format!("{}.", node.domain()) };
             return refuse(self, format!("no kernel for {domain}{} of operator set {opset}", node.op_type));
         }
@@ -289,25 +449,30 @@ impl Builder {
             Make::Prepared(make) => {
                 let constants: Vec<Option<&Tensor>> =
                     inputs.iter().map(|slot| slot.and_then(|slot| self.constant(slot))).collect();
-                make(&Setup { node, opset, constants: &constants }).map(Chosen::Prepared)
+                make(&Setup { node: &node, opset, constants: &constants }).map(Chosen::Prepared)
             }
         });
+        let device = device::kernels::find(node.domain(), &node.op_type, opset);
         Some(Step {
-            node: node.clone(),
+            node,
             opset,
             label,
             inputs,
             outputs,
+            control,
+            captures,
             fast,
             reference: reference.map(|spec| spec.run),
-            device: device::kernels::find(node.domain(), &node.op_type, opset),
+            datum,
+            device,
         })
     }
 
     /// The outputs of a step whose inputs are all constant, when they fit the budget. A step that fails is
     /// left for the run, which reports it where it matters.
-    fn fold(&self, step: &Step, pool: Option<&rayon::ThreadPool>, budget: &mut usize) -> Option<Vec<Tensor>> {
-        if RANDOM.contains(&step.node.op_type.as_str()) {
+    fn fold(&mut self, step: &Step) -> Option<Vec<Tensor>> {
+        let only_datum = step.reference.is_none() && step.fast.is_none();
+        if step.control.is_some() || only_datum || RANDOM.contains(&step.node.op_type.as_str()) {
             return None;
         }
         let mut inputs = Vec::with_capacity(step.inputs.len());
@@ -319,7 +484,7 @@ impl Builder {
         }
         // What makes much from little (a shape, say) would only cost memory.
         let limit =
-            (*budget).min(16 * inputs.iter().flatten().map(|t| t.bytes().len()).sum::<usize>() + (1 << 20));
+            self.budget.min(16 * inputs.iter().flatten().map(|t| t.bytes().len()).sum::<usize>() + (1 << 20));
         let call = Call { limit: limit as u64, ..Call::new(&step.node, step.opset, &inputs) };
         if step.node.op_type == "ConstantOfShape"
             || step.node.op_type == "Expand"
@@ -327,9 +492,10 @@ impl Builder {
         {
             let run = step.reference?;
             let outputs = guarded(|| threads::serially(|| run(&call))).ok()?.ok()?;
-            return take(outputs, limit, budget);
+            return take(outputs, limit, &mut self.budget);
         }
-        take(step.run_on_host(&inputs, pool).ok()?, limit, budget)
+        let outputs = step.run_on_host(&inputs, self.pool).ok()?;
+        take(outputs, limit, &mut self.budget)
     }
 }
 

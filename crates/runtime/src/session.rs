@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use optix_ir::{Tensor, ValueId};
+use optix_ir::{Tensor, Type, ValueId};
+use optix_ops::Datum;
 
+use crate::control::{last_uses, walk};
 use crate::device::{Device, RtValue, synchronize};
 use crate::engine::{Session, Visit};
 use crate::error::RuntimeError;
-use crate::plan::{Input, Place, Plan, Slot};
+use crate::plan::{Input, Place, Plan, Slot, Step};
 
 /// A loaded model.
 pub(crate) struct PlanSession {
@@ -26,8 +28,10 @@ struct Schedule {
     visits: Vec<Option<ValueId>>,
     /// Steps that are needed.
     active: Vec<bool>,
-    /// By slot: how often active steps read it.
-    uses: Vec<u32>,
+    /// By slot: whether an active step reads it.
+    read: Vec<bool>,
+    /// By step: slots that no active step reads behind it.
+    frees: Vec<Vec<Slot>>,
 }
 
 impl PlanSession {
@@ -55,17 +59,21 @@ impl PlanSession {
             needed[slot] = true;
         }
         let mut active = vec![false; plan.steps.len()];
-        let mut uses = vec![0u32; plan.slot_count];
+        let mut read = vec![false; plan.slot_count];
         for (index, step) in plan.steps.iter().enumerate().rev() {
             if step.outputs.iter().flatten().any(|(slot, _)| needed[*slot]) {
                 active[index] = true;
-                for &slot in step.inputs.iter().flatten() {
+                for slot in step.reads() {
                     needed[slot] = true;
-                    uses[slot] += 1;
+                    read[slot] = true;
                 }
             }
         }
-        let schedule = Arc::new(Schedule { wanted: wanted.to_vec(), visits, active, uses });
+        // Constants stay: bodies read them too, and a run's reference to them costs nothing.
+        let mut passing = vec![true; plan.slot_count];
+        plan.constants.iter().for_each(|(slot, _)| passing[*slot] = false);
+        let frees = last_uses(&plan.steps, Some(&active), |slot| passing[slot], plan.slot_count);
+        let schedule = Arc::new(Schedule { wanted: wanted.to_vec(), visits, active, read, frees });
         self.schedule = Some(schedule.clone());
         Ok(schedule)
     }
@@ -92,12 +100,15 @@ impl PlanSession {
     }
 }
 
-impl Session for PlanSession {
-    fn run_with(
+/// Sees a wanted value: the step that computed it, if one did.
+type See<'a> = &'a mut dyn FnMut(ValueId, Option<&Step>, &RtValue) -> Result<(), RuntimeError>;
+
+impl PlanSession {
+    fn run_values(
         &mut self,
-        feeds: &[(ValueId, Tensor)],
+        feeds: impl IntoIterator<Item = (ValueId, RtValue)>,
         wanted: &[ValueId],
-        visit: Visit<'_>,
+        see: See<'_>,
     ) -> Result<(), RuntimeError> {
         let schedule = self.schedule(wanted)?;
         let plan = &self.plan;
@@ -105,16 +116,20 @@ impl Session for PlanSession {
         for (slot, value) in &plan.constants {
             values[*slot] = Some(value.clone());
         }
-        for (value, tensor) in feeds {
+        for (value, fed) in feeds {
             let input =
-                plan.inputs.iter().find(|input| input.value == *value).ok_or_else(|| RuntimeError::Feed {
+                plan.inputs.iter().find(|input| input.value == value).ok_or_else(|| RuntimeError::Feed {
                     input: format!("{value:?}"),
                     what: "is not an input of the model".into(),
                 })?;
-            Self::check(input, tensor)?;
-            values[input.slot] = Some(RtValue::Host(tensor.clone()));
+            match &fed {
+                RtValue::Host(tensor) => Self::check(input, tensor)?,
+                RtValue::Datum(datum) => Self::check_datum(input, datum)?,
+                RtValue::Device(_) | RtValue::Constant(_) => {}
+            }
+            values[input.slot] = Some(fed);
         }
-        let needed = |slot: Slot| schedule.uses[slot] > 0 || schedule.visits[slot].is_some();
+        let needed = |slot: Slot| schedule.read[slot] || schedule.visits[slot].is_some();
         for input in &plan.inputs {
             if values[input.slot].is_none() && needed(input.slot) {
                 let names: Vec<&str> = self.required.iter().map(|(_, name)| name.as_str()).collect();
@@ -125,36 +140,71 @@ impl Session for PlanSession {
             }
         }
         for (held, visited) in values.iter().zip(&schedule.visits) {
-            if let (Some(value), Some(tensor)) = (*visited, held.as_ref().and_then(RtValue::host)) {
-                visit(value, tensor)?;
+            if let (Some(value), Some(held)) = (*visited, held) {
+                see(value, None, held)?;
             }
         }
         let place = Place { pool: self.pool.as_ref(), device: self.device.as_ref() };
-        let mut uses = schedule.uses.clone();
-        for (step, _) in plan.steps.iter().zip(&schedule.active).filter(|(_, active)| **active) {
-            let inputs: Vec<Option<&RtValue>> =
-                step.inputs.iter().map(|slot| slot.and_then(|slot| values[slot].as_ref())).collect();
-            let outputs = step.run(&inputs, place)?;
-            for slot in step.inputs.iter().flatten().copied() {
-                uses[slot] -= 1;
-                if uses[slot] == 0 {
-                    values[slot] = None;
-                }
-            }
-            for (output, value) in step.outputs.iter().zip(outputs) {
-                let Some((slot, _)) = *output else { continue };
-                if let Some(id) = schedule.visits[slot] {
-                    visit(id, &step.to_host(&value)?)?;
-                }
-                if uses[slot] > 0 {
-                    values[slot] = Some(value);
-                }
-            }
-        }
+        let mut watch = |step: &Step, slot: Slot, value: &RtValue| match schedule.visits[slot] {
+            Some(id) => see(id, Some(step), value),
+            None => Ok(()),
+        };
+        walk(&plan.steps, Some(&schedule.active), &schedule.frees, &mut values, place, &mut watch)?;
         match &self.device {
             Some(device) => synchronize(device).map_err(RuntimeError::Environment),
             None => Ok(()),
         }
+    }
+
+    /// Checks a fed sequence or optional value against what the model declares.
+    fn check_datum(input: &Input, datum: &Datum) -> Result<(), RuntimeError> {
+        let fits = match (&input.ty, datum) {
+            (Some(Type::Sequence(_)), Datum::Sequence(_)) | (Some(Type::Optional(_)) | None, _) => true,
+            (Some(_), _) => false,
+        };
+        let ty = input.ty.as_ref().map(ToString::to_string).unwrap_or_default();
+        let what = || format!("expects {ty}, but {} is fed", datum.kind());
+        if fits { Ok(()) } else { Err(RuntimeError::Feed { input: input.name.clone(), what: what() }) }
+    }
+}
+
+impl Session for PlanSession {
+    fn run_with(
+        &mut self,
+        feeds: &[(ValueId, Tensor)],
+        wanted: &[ValueId],
+        visit: Visit<'_>,
+    ) -> Result<(), RuntimeError> {
+        let feeds = feeds.iter().map(|(value, tensor)| (*value, RtValue::Host(tensor.clone())));
+        self.run_values(feeds, wanted, &mut |id, step, value| match (value, step) {
+            (RtValue::Datum(datum), _) => {
+                let label = step.map_or_else(|| "an input".to_owned(), |step| step.label.clone());
+                Err(RuntimeError::NotATensor { node: label, kind: datum.kind() })
+            }
+            (value, Some(step)) => visit(id, &step.to_host(value)?),
+            (value, None) => value.host().map_or(Ok(()), |tensor| visit(id, tensor)),
+        })
+    }
+
+    fn run_data(
+        &mut self,
+        feeds: &[(ValueId, Datum)],
+        wanted: &[ValueId],
+    ) -> Result<Vec<Datum>, RuntimeError> {
+        let mut found: Vec<Option<Datum>> = vec![None; wanted.len()];
+        let feeds = feeds.iter().map(|(value, datum)| (*value, RtValue::from(datum.clone())));
+        self.run_values(feeds, wanted, &mut |id, step, value| {
+            let datum = value.to_datum().map_err(|source| RuntimeError::Node {
+                node: step.map_or_else(|| "an input".to_owned(), |step| step.label.clone()),
+                source,
+            })?;
+            for (place, _) in found.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == id) {
+                *place = Some(datum.clone());
+            }
+            Ok(())
+        })?;
+        let missing = || RuntimeError::Environment("the engine did not compute a wanted value".into());
+        found.into_iter().map(|datum| datum.ok_or_else(missing)).collect()
     }
 
     fn required_inputs(&self) -> &[(ValueId, String)] {

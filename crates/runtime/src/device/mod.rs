@@ -14,7 +14,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{Shape, TensorData, TensorMetadata};
 use optix_ir::{DType, Node, Tensor};
-use optix_ops::OpError;
+use optix_ops::{Datum, OpError};
 
 /// The backend behind everything here.
 pub(crate) type B = burn::Dispatch;
@@ -32,6 +32,8 @@ pub(crate) enum RtValue {
     Host(Tensor),
     /// On a device, 32-bit floats.
     Device(DeviceTensor),
+    /// A sequence or an optional value, on the host.
+    Datum(Arc<Datum>),
     /// A constant: on the host, and on the device too once something there has read it.
     Constant(Arc<Constant>),
 }
@@ -54,7 +56,15 @@ impl RtValue {
         match self {
             RtValue::Host(tensor) => Some(tensor),
             RtValue::Constant(constant) => Some(&constant.host),
-            RtValue::Device(_) => None,
+            RtValue::Device(_) | RtValue::Datum(_) => None,
+        }
+    }
+
+    /// The value as operators of sequences and control flow take it, downloaded if need be.
+    pub(crate) fn to_datum(&self) -> Result<Datum, OpError> {
+        match self {
+            RtValue::Datum(datum) => Ok((**datum).clone()),
+            other => other.to_host().map(Datum::Tensor),
         }
     }
 
@@ -64,15 +74,20 @@ impl RtValue {
             RtValue::Host(tensor) => Ok(tensor.clone()),
             RtValue::Constant(constant) => Ok(constant.host.clone()),
             RtValue::Device(tensor) => download(tensor.clone()),
+            RtValue::Datum(datum) => Err(OpError::Invalid {
+                op: "reading a value".into(),
+                what: format!("it is {}, not a tensor", datum.kind()),
+            }),
         }
     }
 
-    /// The dimensions.
+    /// The dimensions of a tensor; none for other values.
     pub(crate) fn shape(&self) -> Vec<usize> {
         match self {
             RtValue::Host(tensor) => tensor.shape().to_vec(),
             RtValue::Constant(constant) => constant.host.shape().to_vec(),
             RtValue::Device(tensor) => tensor.shape().to_vec(),
+            RtValue::Datum(_) => Vec::new(),
         }
     }
 
@@ -82,6 +97,7 @@ impl RtValue {
         match self {
             RtValue::Device(tensor) => Some(tensor.clone()),
             RtValue::Host(tensor) => upload(tensor, device),
+            RtValue::Datum(_) => None,
             RtValue::Constant(constant) => {
                 if let Some(tensor) = constant.device.get() {
                     return Some(tensor.clone());
@@ -89,6 +105,15 @@ impl RtValue {
                 let tensor = upload(&constant.host, device)?;
                 Some(constant.device.get_or_init(|| tensor).clone())
             }
+        }
+    }
+}
+
+impl From<Datum> for RtValue {
+    fn from(datum: Datum) -> RtValue {
+        match datum {
+            Datum::Tensor(tensor) => RtValue::Host(tensor),
+            other => RtValue::Datum(Arc::new(other)),
         }
     }
 }
