@@ -1,11 +1,14 @@
 //! The engines of this crate: our kernels on the processor, and burn's backends.
 
+use std::path::Path;
+
 use optix_ir::Model;
 
 use crate::device::Device;
 use crate::engine::{Engine, LoadOptions, Session};
 use crate::error::RuntimeError;
 use crate::math::simd;
+use crate::onnxruntime::OnnxRuntime;
 use crate::plan::Plan;
 use crate::session::PlanSession;
 
@@ -85,7 +88,7 @@ impl Engine for Burn {
     }
 }
 
-/// Every engine of this build, the default first.
+/// Every embedded engine of this build, the default first.
 pub fn engines() -> Vec<Box<dyn Engine>> {
     vec![
         Box::new(Cpu),
@@ -97,6 +100,56 @@ pub fn engines() -> Vec<Box<dyn Engine>> {
         #[cfg(feature = "cuda")]
         Box::new(Burn::cuda()),
     ]
+}
+
+/// Engines that this build could have had: their name and the cargo feature of the same name.
+const OPTIONAL: &[(&str, bool)] = &[
+    ("ndarray", cfg!(feature = "ndarray")),
+    ("wgpu", cfg!(feature = "wgpu")),
+    ("cuda", cfg!(feature = "cuda")),
+];
+
+/// What is known of an engine without running anything.
+pub struct Found {
+    /// Its name, as `--engine` takes it.
+    pub name: &'static str,
+    /// The engine, or why it cannot be used.
+    pub engine: Result<Box<dyn Engine>, String>,
+}
+
+/// Every engine there is, usable here or not, the default first. `ort_lib` is the library that
+/// [`OnnxRuntime::find`] is given.
+pub fn all_engines(ort_lib: Option<&Path>) -> Vec<Found> {
+    let mut found: Vec<Found> =
+        engines().into_iter().map(|engine| Found { name: engine.name(), engine: Ok(engine) }).collect();
+    let library = OnnxRuntime::find(ort_lib).map(|engine| Box::new(engine) as Box<dyn Engine>);
+    found.push(Found { name: "onnxruntime", engine: library });
+    for (name, _) in OPTIONAL.iter().filter(|(_, built_in)| !built_in) {
+        let why = format!("not built in: build optix with `--features {name}`");
+        found.push(Found { name, engine: Err(why) });
+    }
+    found
+}
+
+/// The engine of that name; onnxruntime's library is looked for only when it is the one asked for. `None`
+/// for a name that no engine has.
+pub fn engine(name: &str, ort_lib: Option<&Path>) -> Option<Result<Box<dyn Engine>, String>> {
+    if name == "onnxruntime" {
+        return Some(OnnxRuntime::find(ort_lib).map(|engine| Box::new(engine) as Box<dyn Engine>));
+    }
+    if let Some(engine) = engines().into_iter().find(|engine| engine.name() == name) {
+        return Some(Ok(engine));
+    }
+    let (name, _) = OPTIONAL.iter().find(|(known, _)| *known == name)?;
+    Some(Err(format!("this build has no engine `{name}`: build optix with `--features {name}`")))
+}
+
+/// The names of all engines, the default first.
+pub fn engine_names() -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = engines().iter().map(|engine| engine.name()).collect();
+    names.push("onnxruntime");
+    names.extend(OPTIONAL.iter().filter(|(_, built_in)| !built_in).map(|(name, _)| *name));
+    names
 }
 
 /// The threads of a session; none when one is enough.

@@ -43,6 +43,14 @@ pub enum RuntimeError {
     /// A value was asked for that the loaded plan does not compute.
     #[error("value `{0}` is not computed by the main graph of this model")]
     UnknownValue(String),
+    /// An engine that is a library of its own refused a model or a run; what it says is its own.
+    #[error("{engine} refuses: {what}")]
+    Refused {
+        /// The engine.
+        engine: String,
+        /// What it says.
+        what: String,
+    },
     /// A sequence or optional value where a tensor was asked for.
     #[error("the value of {node} is {kind}, not a tensor")]
     NotATensor {

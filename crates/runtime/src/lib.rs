@@ -16,11 +16,13 @@ mod error;
 mod guard;
 mod kernels;
 mod math;
+mod onnxruntime;
 mod oracle;
 mod plan;
 mod session;
 
 pub use engine::{Engine, LoadOptions, Session, Visit};
-pub use engines::{Burn, Cpu, engines};
+pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};
 pub use error::{RuntimeError, Unsupported};
+pub use onnxruntime::OnnxRuntime;
 pub use oracle::EngineOracle;

@@ -37,6 +37,7 @@ impl From<RuntimeError> for OracleError {
             RuntimeError::Environment(what) => OracleError::Environment(what),
             error @ (RuntimeError::Feed { .. }
             | RuntimeError::UnknownValue(_)
+            | RuntimeError::Refused { .. }
             | RuntimeError::NotATensor { .. }
             | RuntimeError::Stopped(_)) => OracleError::Feeds(error.to_string()),
         }

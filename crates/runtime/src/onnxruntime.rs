@@ -1,0 +1,412 @@
+//! The onnxruntime engine: a shared library that is looked for when it is asked for, and never needed.
+//!
+//! The library is handed the bytes that `optix_io` writes, so what runs is what a user would deploy.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use optix_ir::{DType, Model, Tensor, ValueId, ValueInfo};
+use optix_ops::Datum;
+use ort::environment::Environment;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{SessionInputValue, SessionInputs};
+use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
+
+use crate::engine::{Engine, LoadOptions, Session, Visit};
+use crate::error::RuntimeError;
+use crate::guard::guarded;
+
+/// Name of the engine.
+const NAME: &str = "onnxruntime";
+
+/// The library this process has loaded; there can be only one.
+static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
+
+#[derive(Clone, Debug)]
+struct Library {
+    path: PathBuf,
+    version: String,
+    environment: Environment,
+}
+
+/// Microsoft's onnxruntime on the processor.
+#[derive(Clone, Debug)]
+pub struct OnnxRuntime {
+    library: Library,
+}
+
+impl OnnxRuntime {
+    /// Loads the library: `given`, or the first of `ORT_DYLIB_PATH`, the system's library folders and the
+    /// wheels of installed Pythons. A process keeps the first one it has loaded.
+    ///
+    /// # Errors
+    /// Why there is none that can be used, and where was looked.
+    pub fn find(given: Option<&Path>) -> Result<OnnxRuntime, String> {
+        let library = LOADED.get_or_init(|| {
+            let candidates = match given.map(Path::to_owned).or_else(named_by_environment) {
+                Some(path) => vec![path],
+                None => candidates(),
+            };
+            let mut refused = Vec::new();
+            for path in &candidates {
+                match load(path) {
+                    Ok(library) => return Ok(library),
+                    Err(what) => refused.push(format!("{}: {what}", path.display())),
+                }
+            }
+            Err(match refused.is_empty() {
+                true => "no libonnxruntime was found: give its path with --ort-lib or ORT_DYLIB_PATH, or \
+                         `pip install onnxruntime`"
+                    .to_owned(),
+                false => refused.join("; "),
+            })
+        });
+        library.clone().map(|library| OnnxRuntime { library })
+    }
+
+    /// The shared library.
+    pub fn path(&self) -> &Path {
+        &self.library.path
+    }
+}
+
+fn named_by_environment() -> Option<PathBuf> {
+    std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+fn load(path: &Path) -> Result<Library, String> {
+    if !path.is_file() {
+        return Err("there is no such file".into());
+    }
+    let path = path.canonicalize().map_err(|error| error.to_string())?;
+    // The binding panics on libraries it cannot use.
+    let environment = guarded(|| {
+        let builder = ort::init_from(&path).map_err(|error| error.to_string())?;
+        builder.with_name("optix").with_telemetry(false).build().map_err(|error| error.to_string())
+    });
+    let environment = environment.and_then(|result| result)?;
+    Ok(Library { version: version(&path), path, environment })
+}
+
+/// The version in the library's file name, or in the folder of metadata beside a wheel's.
+fn version(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let of_name = name.split_once(".so.").map(|(_, version)| version.to_owned());
+    if let Some(version) = of_name.filter(|version| version.contains('.')) {
+        return version;
+    }
+    let packages = path.ancestors().nth(3);
+    let found = packages.and_then(|packages| std::fs::read_dir(packages).ok()).and_then(|entries| {
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.into_iter().find_map(|name| {
+            let version = name.strip_prefix("onnxruntime-")?.strip_suffix(".dist-info")?;
+            Some(version.to_owned())
+        })
+    });
+    found.unwrap_or_else(|| "of an unknown version".into())
+}
+
+/// Libraries in the usual places, in the order they are tried.
+fn candidates() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    if let Some(paths) = std::env::var_os("LD_LIBRARY_PATH") {
+        folders.extend(std::env::split_paths(&paths));
+    }
+    for folder in [
+        "/usr/local/lib",
+        "/usr/lib/x86_64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+    ] {
+        folders.push(folder.into());
+    }
+    let mut prefixes: Vec<PathBuf> =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].iter().filter_map(std::env::var_os).map(PathBuf::from).collect();
+    if let Some(home) = std::env::var_os("HOME") {
+        prefixes.push(Path::new(&home).join(".local"));
+    }
+    if let Some(paths) = std::env::var_os("PATH") {
+        let bins = std::env::split_paths(&paths).filter(|bin| bin.join("python3").exists());
+        // The interpreter may be a link into the place where it is installed.
+        for bin in bins {
+            let real = bin.join("python3").canonicalize().ok();
+            prefixes.extend(bin.parent().map(Path::to_owned));
+            prefixes
+                .extend(real.as_deref().and_then(Path::parent).and_then(Path::parent).map(Path::to_owned));
+        }
+    }
+    for prefix in prefixes {
+        for entry in std::fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("python3") {
+                for packages in ["site-packages", "dist-packages"] {
+                    folders.push(entry.path().join(packages).join("onnxruntime/capi"));
+                }
+            }
+        }
+    }
+    let mut found: Vec<PathBuf> = Vec::new();
+    for folder in folders {
+        let mut here: Vec<PathBuf> = std::fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with("libonnxruntime.so") || name == "libonnxruntime.dylib"
+            })
+            .collect();
+        here.sort();
+        for path in here {
+            if !found.contains(&path) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+impl Engine for OnnxRuntime {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn version(&self) -> String {
+        format!("onnxruntime {}", self.library.version)
+    }
+
+    fn device(&self) -> String {
+        "CPU execution provider".into()
+    }
+
+    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
+        let graph = model.graph(model.main());
+        let inputs: Vec<(ValueId, String)> = graph
+            .inputs()
+            .iter()
+            .map(|info| (info.value, model.value(info.value).name().to_owned()))
+            .collect();
+        let required =
+            inputs.iter().filter(|(value, _)| model.value(*value).initializer().is_none()).cloned().collect();
+        let mut session = OrtSession {
+            environment: self.library.environment.clone(),
+            model: model.clone(),
+            threads: options.threads,
+            inputs,
+            required,
+            loaded: None,
+        };
+        // What the library refuses is refused now, not in the first run.
+        let outputs: Vec<ValueId> = graph.outputs().iter().map(|info| info.value).collect();
+        session.prepare(&outputs)?;
+        Ok(Box::new(session))
+    }
+}
+
+/// A model in the library, for certain wanted values.
+struct Loaded {
+    wanted: Vec<ValueId>,
+    session: ort::session::Session,
+}
+
+struct OrtSession {
+    environment: Environment,
+    model: Model,
+    threads: usize,
+    inputs: Vec<(ValueId, String)>,
+    required: Vec<(ValueId, String)>,
+    loaded: Option<Loaded>,
+}
+
+fn refused(what: impl std::fmt::Display) -> RuntimeError {
+    RuntimeError::Refused { engine: NAME.into(), what: what.to_string() }
+}
+
+impl OrtSession {
+    /// Makes a session that gives the wanted values, unless the last one does.
+    fn prepare(&mut self, wanted: &[ValueId]) -> Result<&mut ort::session::Session, RuntimeError> {
+        let fits = |loaded: &Loaded| wanted.iter().all(|value| loaded.wanted.contains(value));
+        if !self.loaded.as_ref().is_some_and(fits) {
+            self.loaded = None;
+            let session = self.open(wanted)?;
+            self.loaded = Some(Loaded { wanted: wanted.to_vec(), session });
+        }
+        match &mut self.loaded {
+            Some(loaded) => Ok(&mut loaded.session),
+            None => Err(RuntimeError::Environment("no session".into())),
+        }
+    }
+
+    fn open(&self, wanted: &[ValueId]) -> Result<ort::session::Session, RuntimeError> {
+        let mut model = self.model.clone();
+        let main = model.main();
+        for &value in wanted {
+            let is_output = model.graph(main).outputs().iter().any(|info| info.value == value);
+            // Inputs and constants are known without running anything.
+            if !is_output && model.value(value).producer().is_some() {
+                if model.value(value).graph() != main {
+                    return Err(RuntimeError::UnknownValue(model.value(value).name().to_owned()));
+                }
+                let ty = model.value(value).ty.clone();
+                model.add_output(main, ValueInfo::new(value, ty));
+            }
+        }
+        let bytes = optix_io::onnx_bytes(&model).map_err(refused)?;
+        let mut builder = ort::session::Session::builder(&self.environment)
+            .and_then(|builder| {
+                Ok(builder
+                    .with_optimization_level(GraphOptimizationLevel::All)?
+                    .with_intra_threads(self.threads)?
+                    .with_log_level(ort::logging::LogLevel::Fatal)?)
+            })
+            .map_err(refused)?;
+        builder.commit_from_memory(&bytes).map_err(refused)
+    }
+}
+
+/// Calls a macro with the element types that both sides know: ours, theirs, Rust's.
+macro_rules! for_types {
+    ($call:ident) => {
+        $call! {
+            F32 Float32 f32, F64 Float64 f64, F16 Float16 half::f16, BF16 Bfloat16 half::bf16,
+            I8 Int8 i8, I16 Int16 i16, I32 Int32 i32, I64 Int64 i64,
+            U8 Uint8 u8, U16 Uint16 u16, U32 Uint32 u32, U64 Uint64 u64
+        }
+    };
+}
+
+/// A tensor as the library takes it. Elements are borrowed where they are aligned.
+fn feed<'t>(
+    name: &str,
+    tensor: &'t Tensor,
+    kept: &'t mut Kept,
+) -> Result<SessionInputValue<'t>, RuntimeError> {
+    let shape = tensor.shape().to_vec();
+    let complain = |what: String| RuntimeError::Feed { input: name.to_owned(), what };
+    macro_rules! view {
+        ($($ours:ident $theirs:ident $rust:ty),*) => {
+            match tensor.dtype() {
+                $(DType::$ours => {
+                    let elements = tensor.to_slice::<$rust>().map_err(|error| complain(error.to_string()))?;
+                    match elements {
+                        std::borrow::Cow::Borrowed(elements) => {
+                            TensorRef::from_array_view((shape, elements)).map(SessionInputValue::from)
+                        }
+                        std::borrow::Cow::Owned(elements) => {
+                            ort::value::Tensor::from_array((shape, elements.into_boxed_slice())).map(SessionInputValue::from)
+                        }
+                    }
+                })*
+                DType::Bool => {
+                    kept.0 = tensor.bools().map_err(|error| complain(error.to_string()))?;
+                    TensorRef::from_array_view((shape, kept.0.as_slice())).map(SessionInputValue::from)
+                }
+                DType::String => {
+                    let strings = tensor.strings().map_err(|error| complain(error.to_string()))?;
+                    let strings: Vec<String> =
+                        strings.into_iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
+                    ort::value::Tensor::from_string_array((shape, strings.as_slice())).map(SessionInputValue::from)
+                }
+                other => return Err(complain(format!("{other} elements cannot be handed to {NAME}"))),
+            }
+        };
+    }
+    for_types!(view).map_err(|error| complain(error.to_string()))
+}
+
+/// Elements that had to be converted for a feed.
+#[derive(Default)]
+struct Kept(Vec<bool>);
+
+/// A result of the library on our side.
+fn fetch(name: &str, value: &DynValue) -> Result<Tensor, RuntimeError> {
+    let ValueType::Tensor { ty, .. } = value.dtype() else {
+        return Err(RuntimeError::NotATensor { node: format!("`{name}`"), kind: "no tensor" });
+    };
+    let sizes = |shape: &ort::value::Shape| -> Vec<usize> {
+        shape.iter().map(|&size| usize::try_from(size).unwrap_or(0)).collect()
+    };
+    macro_rules! take {
+        ($($ours:ident $theirs:ident $rust:ty),*) => {
+            match ty {
+                $(TensorElementType::$theirs => {
+                    let (shape, elements) = value.try_extract_tensor::<$rust>().map_err(refused)?;
+                    Tensor::from_vec(sizes(shape), elements.to_vec())
+                })*
+                TensorElementType::Bool => {
+                    let (shape, elements) = value.try_extract_tensor::<bool>().map_err(refused)?;
+                    Tensor::from_bools(sizes(shape), elements)
+                }
+                TensorElementType::String => {
+                    let (shape, elements) = value.try_extract_strings().map_err(refused)?;
+                    Tensor::from_strings(sizes(shape), &elements)
+                }
+                other => return Err(refused(format!("value `{name}` has elements of type {other:?}"))),
+            }
+        };
+    }
+    Ok(for_types!(take))
+}
+
+impl Session for OrtSession {
+    fn run_with(
+        &mut self,
+        feeds: &[(ValueId, Tensor)],
+        wanted: &[ValueId],
+        visit: Visit<'_>,
+    ) -> Result<(), RuntimeError> {
+        let name_of = |model: &Model, value: ValueId| model.value(value).name().to_owned();
+        let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
+        let mut named: Vec<(String, SessionInputValue<'_>)> = Vec::with_capacity(feeds.len());
+        for ((value, tensor), kept) in feeds.iter().zip(&mut kept) {
+            let Some((_, name)) = self.inputs.iter().find(|(input, _)| input == value) else {
+                let what = "is not an input of the model".into();
+                return Err(RuntimeError::Feed { input: format!("{value:?}"), what });
+            };
+            named.push((name.clone(), feed(name, tensor, kept)?));
+        }
+        for (value, name) in &self.required {
+            if !feeds.iter().any(|(fed, _)| fed == value) {
+                return Err(RuntimeError::Feed { input: name.clone(), what: "is not fed".into() });
+            }
+        }
+        // Inputs and constants are known here; only what nodes compute comes from the library.
+        let mut computed = Vec::new();
+        for &value in wanted {
+            let held = feeds.iter().find(|(fed, _)| *fed == value).map(|(_, tensor)| tensor);
+            match held.or_else(|| self.model.value(value).tensor()) {
+                Some(tensor) => visit(value, tensor)?,
+                None => computed.push((value, name_of(&self.model, value))),
+            }
+        }
+        let session = self.prepare(wanted)?;
+        let inputs = named.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        let outputs = session.run(SessionInputs::<0>::ValueMap(inputs)).map_err(refused)?;
+        for (value, name) in computed {
+            let missing = || RuntimeError::UnknownValue(name.clone());
+            visit(value, &fetch(&name, outputs.get(&name).ok_or_else(missing)?)?)?;
+        }
+        Ok(())
+    }
+
+    fn run_data(
+        &mut self,
+        feeds: &[(ValueId, Datum)],
+        wanted: &[ValueId],
+    ) -> Result<Vec<Datum>, RuntimeError> {
+        let mut tensors = Vec::with_capacity(feeds.len());
+        for (value, datum) in feeds {
+            let tensor = datum.as_tensor().ok_or_else(|| RuntimeError::Feed {
+                input: self.model.value(*value).name().to_owned(),
+                what: format!("{} cannot be handed to {NAME}", datum.kind()),
+            })?;
+            tensors.push((*value, tensor.clone()));
+        }
+        Ok(self.run(&tensors, wanted)?.into_iter().map(Datum::Tensor).collect())
+    }
+
+    fn required_inputs(&self) -> &[(ValueId, String)] {
+        &self.required
+    }
+}
