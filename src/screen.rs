@@ -8,7 +8,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use optix_pipeline::Progress;
 
-use crate::cli::{Global, When};
+use optix::cli::{Global, When};
 
 /// Writes a result to stdout.
 pub fn result(text: &str) -> anyhow::Result<()> {
@@ -18,6 +18,11 @@ pub fn result(text: &str) -> anyhow::Result<()> {
         .and_then(|()| out.write_all(newline.as_bytes()))
         .and_then(|()| out.flush())
         .context("cannot write to stdout")
+}
+
+/// A text of several lines with names from a model in it, made harmless line by line.
+pub fn foreign(text: &str) -> String {
+    text.lines().map(optix_base::escape_for_terminal).collect::<Vec<_>>().join("\n")
 }
 
 /// Says something beside the result; unheard when stderr is closed.

@@ -9,8 +9,8 @@ use optix_pipeline::{Oracle, Progress};
 use serde_json::json;
 
 use super::{evaluation, setup};
-use crate::cli::Global;
 use crate::screen;
+use optix::cli::Global;
 
 /// Measures a model, or compares two.
 pub fn eval(

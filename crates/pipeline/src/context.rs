@@ -51,6 +51,8 @@ pub struct Resources<'a> {
     pub progress: &'a dyn Progress,
     /// Set when the user interrupts.
     pub cancel: optix_base::CancelToken,
+    /// Limits on what a model may make a pass do.
+    pub limits: optix_base::Limits,
 }
 
 /// The context of one step; see the module's documentation.
@@ -60,6 +62,7 @@ pub struct Cx<'a> {
     seed: u64,
     progress: &'a dyn Progress,
     cancel: &'a optix_base::CancelToken,
+    limits: optix_base::Limits,
     pub(crate) changes: Changes,
     pub(crate) patches_left: &'a mut u64,
 }
@@ -73,6 +76,7 @@ impl<'a> Cx<'a> {
             seed: resources.seed,
             progress: resources.progress,
             cancel: &resources.cancel,
+            limits: resources.limits,
             changes: Changes::default(),
             patches_left,
         }
@@ -87,6 +91,11 @@ impl<'a> Cx<'a> {
             PassError::Options("calibration data are needed: name them with `--calib`".to_owned())
         })?;
         Ok((&mut *self.oracle, calibration))
+    }
+
+    /// The limits of the run, for a budget.
+    pub fn limits(&self) -> optix_base::Limits {
+        self.limits
     }
 
     /// The engine.

@@ -135,10 +135,11 @@ pub fn run(
             Ok(report) => reports.push(report),
             Err(fault) => {
                 let interrupted = matches!(fault, StepFault::Pass(PassError::Interrupted));
-                let reproducer =
-                    options.reproducer_dir.as_deref().filter(|_| !interrupted).and_then(|dir| {
-                        write_reproducer(dir, step, recipe.seed, &before, &options.command).ok()
-                    });
+                let reproducer = options
+                    .reproducer_dir
+                    .as_deref()
+                    .filter(|_| !interrupted)
+                    .and_then(|dir| write_reproducer(dir, recipe, step, &before, &options.command).ok());
                 *model = before;
                 return Err(RunError { step: step.id.clone(), fault: Box::new(fault), reproducer });
             }
@@ -275,8 +276,8 @@ fn check_topology(before: &Model, after: &Model) -> Result<(), String> {
 /// Writes what it takes to see a failure again: the model, a recipe of one step, the command line.
 fn write_reproducer(
     dir: &Path,
+    recipe: &Recipe,
     step: &Step,
-    seed: u64,
     model: &Model,
     command: &str,
 ) -> Result<PathBuf, Box<dyn std::error::Error>> {
@@ -291,14 +292,7 @@ fn write_reproducer(
     };
     std::fs::create_dir_all(&target)?;
     optix_io::save(model, &target.join("model.onnx"), &optix_io::SaveOptions::default())?;
-    let mut table = toml::Table::new();
-    table.insert("pass".into(), step.spec.name.into());
-    table.extend(step.options.clone());
-    let mut root = toml::Table::new();
-    root.insert("version".into(), 1.into());
-    root.insert("seed".into(), i64::try_from(seed).unwrap_or(0).into());
-    root.insert("step".into(), toml::Value::Array(vec![table.into()]));
-    std::fs::write(target.join("recipe.toml"), root.to_string())?;
+    std::fs::write(target.join("recipe.toml"), recipe.step_toml(step))?;
     std::fs::write(target.join("command.txt"), format!("{command}\n"))?;
     Ok(target)
 }

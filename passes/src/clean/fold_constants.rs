@@ -1,6 +1,6 @@
 //! Computing ahead what does not depend on the input.
 
-use optix_base::{Budget, Limits};
+use optix_base::Budget;
 use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{Cx, Family, Named, Pass, PassError, Promises, Requires};
 use schemars::JsonSchema;
@@ -42,7 +42,7 @@ impl Pass for FoldConstants {
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
-        let mut budget = Budget::new(Limits::default());
+        let mut budget = Budget::new(cx.limits());
         // Callers see inner graphs of functions as they were: shapes differ from call to call.
         let order: Vec<NodeId> = model.walk().collect();
         let mut replaced: Vec<ValueId> = Vec::new();
@@ -161,8 +161,8 @@ impl FoldConstants {
         }
         let complete = outputs.len() >= node.outputs().len()
             || node.outputs()[outputs.len()..].iter().all(Option::is_none);
-        if !is_constant && budget.fold(made).is_err() {
-            cx.skip(model, id, "the limit on folded bytes is reached");
+        if !is_constant && let Err(error) = budget.fold(made) {
+            cx.skip(model, id, error.to_string());
             return None;
         }
         complete.then_some(outputs)
