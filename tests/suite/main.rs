@@ -3,5 +3,7 @@
 
 mod cases;
 mod conformance;
+mod documents;
 mod generated;
 mod models;
+mod schema;
