@@ -45,25 +45,26 @@ impl Pass for EliminateCommonSubexpressions {
                 };
                 let pairs: Vec<_> =
                     node.outputs().iter().zip(model.node(twin).outputs()).map(|(a, b)| (*a, *b)).collect();
-                let replaceable = pairs.iter().all(|pair| match pair {
-                    (None, _) => true,
-                    (Some(gone), None) => model.value(*gone).uses().is_empty(),
-                    (Some(_), Some(_)) => true,
-                });
                 let longer = node.outputs().len() > model.node(twin).outputs().len();
-                if !replaceable || longer || !cx.may_edit("merge-nodes") {
+                let replaceable = pairs.iter().all(|&pair| match pair {
+                    (None, _) => true,
+                    (Some(gone), None) => model.value(gone).uses().is_empty(),
+                    (Some(gone), Some(stays)) => model.check_replacement(gone, stays).is_ok(),
+                });
+                if longer || !replaceable {
+                    cx.skip(model, id, "both it and its twin are outputs of the model");
                     continue;
                 }
-                let replaced = pairs.iter().all(|pair| match pair {
-                    (Some(gone), Some(stays)) => model.replace_value(*gone, *stays).is_ok(),
-                    _ => true,
-                });
-                if replaced {
-                    cx.count("nodes merged", 1);
-                    model.remove_node(id)?;
-                } else {
-                    cx.skip(model, id, "both it and its twin are outputs of the model");
+                if !cx.may_edit("merge-nodes") {
+                    return Ok(());
                 }
+                for pair in pairs {
+                    if let (Some(gone), Some(stays)) = pair {
+                        model.replace_value(gone, stays)?;
+                    }
+                }
+                cx.count("nodes merged", 1);
+                model.remove_node(id)?;
             }
         }
         Ok(())

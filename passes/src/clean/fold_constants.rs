@@ -58,9 +58,6 @@ impl Pass for FoldConstants {
                 continue;
             }
             let Some(outputs) = self.evaluate(model, id, &mut budget, cx) else { continue };
-            if !cx.may_edit("fold") {
-                break;
-            }
             let counter = if model.node(id).is("Constant") {
                 "Constant nodes turned into initializers"
             } else {
@@ -80,6 +77,9 @@ impl Pass for FoldConstants {
             if results.iter().any(|(value, _)| is_output(*value)) {
                 cx.skip(model, id, "its result is an output of a graph");
                 continue;
+            }
+            if !cx.may_edit("fold") {
+                break;
             }
             let inputs: Vec<ValueId> = model.node(id).inputs().iter().flatten().copied().collect();
             let graph = model.node(id).graph();

@@ -50,10 +50,14 @@ impl Pass for MergeInitializers {
                         continue;
                     };
                     let bytes = tensor.bytes().len() as u64;
+                    if model.check_replacement(value, twin).is_err() {
+                        continue;
+                    }
                     if !cx.may_edit("merge-constants") {
                         return Ok(());
                     }
-                    if model.replace_value(value, twin).is_ok() && model.remove_value(value) {
+                    model.replace_value(value, twin)?;
+                    if model.remove_value(value) {
                         cx.count("constants merged", 1);
                         cx.count("bytes saved", bytes);
                     }
