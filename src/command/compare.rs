@@ -96,7 +96,7 @@ pub fn compare(
             })
             .collect();
         let document = json!({ "schema": "optix-compare/1", "a": a.display().to_string(), "b": b.display().to_string(), "samples": seen, "engine": oracle.describe(), "values": values });
-        return screen::result(&serde_json::to_string_pretty(&document)?);
+        return screen::result(&screen::json_text(&document));
     }
     let mut text =
         format!("{} against {} on {seen} samples, {}\n", b.display(), a.display(), oracle.describe());

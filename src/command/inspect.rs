@@ -59,7 +59,7 @@ pub fn inspect(global: &Global, path: &Path, as_json: bool, as_text: bool) -> an
             "weights": types.iter().map(|(dtype, (tensors, elements, bytes))| json!({ "dtype": dtype, "tensors": tensors, "elements": elements, "bytes": bytes })).collect::<Vec<_>>(),
             "warnings": loaded.warnings,
         });
-        return screen::result(&serde_json::to_string_pretty(&document)?);
+        return screen::result(&screen::json_text(&document));
     }
     screen::result(&describe(path, bytes, model, &operators, &types))?;
     loaded

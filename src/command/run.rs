@@ -171,7 +171,6 @@ pub fn run_recipe(
             seed: recipe.seed,
             progress: &bars,
             cancel: setup::cancel_on_interrupt(),
-            limits: setup::limits(global)?,
         };
         let command = command_line();
         let options = RunOptions {
@@ -184,6 +183,7 @@ pub fn run_recipe(
                 target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
             ),
             command,
+            limits: setup::limits(global)?,
         };
         check_print_after(&recipe, debugging)?;
         let mut printed =

@@ -1,5 +1,6 @@
 //! A pass's only way out: data, engine, randomness, and the record of what it did.
 
+use optix_base::Limits;
 use optix_data::{Batch, DataError};
 use optix_ir::patch::{Applied, Patch};
 use optix_ir::{Model, NodeId};
@@ -51,8 +52,6 @@ pub struct Resources<'a> {
     pub progress: &'a dyn Progress,
     /// Set when the user interrupts.
     pub cancel: optix_base::CancelToken,
-    /// Limits on what a model may make a pass do.
-    pub limits: optix_base::Limits,
 }
 
 /// The context of one step; see the module's documentation.
@@ -62,21 +61,21 @@ pub struct Cx<'a> {
     seed: u64,
     progress: &'a dyn Progress,
     cancel: &'a optix_base::CancelToken,
-    limits: optix_base::Limits,
+    limits: Limits,
     pub(crate) changes: Changes,
     pub(crate) patches_left: &'a mut u64,
 }
 
 impl<'a> Cx<'a> {
     /// A context for one step; `patches_left` counts down over the steps of a run.
-    pub fn new(resources: &'a mut Resources<'_>, patches_left: &'a mut u64) -> Cx<'a> {
+    pub fn new(resources: &'a mut Resources<'_>, limits: Limits, patches_left: &'a mut u64) -> Cx<'a> {
         Cx {
             oracle: &mut *resources.oracle,
             calibration: resources.calibration,
             seed: resources.seed,
             progress: resources.progress,
             cancel: &resources.cancel,
-            limits: resources.limits,
+            limits,
             changes: Changes::default(),
             patches_left,
         }
@@ -94,7 +93,7 @@ impl<'a> Cx<'a> {
     }
 
     /// The limits of the run, for a budget.
-    pub fn limits(&self) -> optix_base::Limits {
+    pub fn limits(&self) -> Limits {
         self.limits
     }
 

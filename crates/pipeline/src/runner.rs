@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use optix_base::Limits;
 use optix_ir::{Model, NodeId};
 
 use crate::check;
@@ -29,6 +30,8 @@ pub struct RunOptions {
     pub reproducer_dir: Option<PathBuf>,
     /// The command line, for the reproducer.
     pub command: String,
+    /// Limits on what the model may make a pass do.
+    pub limits: Limits,
 }
 
 impl Default for RunOptions {
@@ -41,6 +44,7 @@ impl Default for RunOptions {
             stop_after_patch: None,
             reproducer_dir: None,
             command: String::new(),
+            limits: Limits::default(),
         }
     }
 }
@@ -193,7 +197,7 @@ fn run_step(
         optix_ir::infer::infer(model, &check::OpsEvaluator);
     }
     let changes = {
-        let mut cx = Cx::new(resources, patches_left);
+        let mut cx = Cx::new(resources, options.limits, patches_left);
         step.pass.run(model, &mut cx)?;
         cx.changes
     };
