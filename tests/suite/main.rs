@@ -2,8 +2,10 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod cases;
+mod cli;
 mod conformance;
 mod documents;
 mod generated;
 mod models;
+mod program;
 mod schema;
