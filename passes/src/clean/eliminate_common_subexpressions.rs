@@ -10,7 +10,29 @@ use serde::Deserialize;
 
 /// Lets nodes that apply the same operator with the same attributes to the same inputs be one node.
 ///
-/// Operators that draw random numbers, hold subgraphs or belong to unknown domains are left alone.
+/// Operators that draw random numbers, hold subgraphs or belong to unknown domains are left alone. Weights
+/// with equal elements under two names are two inputs: `merge-initializers` makes them one.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// twice (float[N] x) => (float[N] y)
+/// {
+///     a = Exp (x)
+///     b = Exp (x)
+///     c = LeakyRelu <alpha = 0.1> (a)
+///     d = LeakyRelu <alpha = 0.2> (b)
+///     y = Add (c, d)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// twice (float[N] x) => (float[N] y)
+/// {
+///     a = Exp (x)
+///     c = LeakyRelu <alpha = 0.1> (a)
+///     d = LeakyRelu <alpha = 0.2> (a)
+///     y = Add (c, d)
+/// }
+/// ```
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct EliminateCommonSubexpressions {}

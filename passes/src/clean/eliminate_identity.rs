@@ -10,6 +10,24 @@ use serde::Deserialize;
 /// of one, Slice of everything.
 ///
 /// A node between an input and an output of the model stays: both keep their names.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[2, 3] x) => (float[2, 3] y, float[2, 3] same)
+/// {
+///     a = Identity (x)
+///     b = Transpose <perm = [0, 1]> (a)
+///     y = Relu (b)
+///     same = Identity (x)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[2, 3] x) => (float[2, 3] y, float[2, 3] same)
+/// {
+///     y = Relu (x)
+///     same = Identity (x)
+/// }
+/// ```
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct EliminateIdentity {}

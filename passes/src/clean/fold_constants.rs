@@ -11,6 +11,24 @@ use serde::Deserialize;
 ///
 /// What would make the file larger is left alone: a small file that expands into large tensors stays
 /// small. Quantizers of weights stay too, folding them would undo the quantization.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// scaled (float[2, 3] x) => (float[2, 3] y)
+/// <float a = {2}>
+/// {
+///     b = Constant <value = float {0.5}> ()
+///     c = Mul (a, b)
+///     y = Mul (x, c)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// scaled (float[2, 3] x) => (float[2, 3] y)
+/// <float c = {1}>
+/// {
+///     y = Mul (x, c)
+/// }
+/// ```
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct FoldConstants {
@@ -83,12 +101,18 @@ impl Pass for FoldConstants {
             }
             let inputs: Vec<ValueId> = model.node(id).inputs().iter().flatten().copied().collect();
             let graph = model.node(id).graph();
+            let mut named = Vec::new();
             for (value, tensor) in results {
                 let name = model.value(value).name().to_owned();
                 let constant = model.add_constant(graph, &name, tensor);
                 model.replace_value(value, constant)?;
+                named.push((constant, name));
             }
             model.remove_node(id)?;
+            for (constant, name) in named {
+                // Free again, unless another graph has the name too.
+                let _ = model.rename_value(constant, &name);
+            }
             replaced.extend(inputs);
             cx.count(counter, 1);
         }
