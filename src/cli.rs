@@ -141,7 +141,7 @@ pub struct Debugging {
 pub enum Command {
     /// Show what is in a model.
     Inspect {
-        /// ONNX file, safetensors file or directory.
+        /// ONNX file.
         model: PathBuf,
         /// One JSON document.
         #[arg(long, conflicts_with = "text")]

@@ -51,6 +51,12 @@ fn inspect_reads_every_fixture() {
         }
     }
     assert!(count >= 20, "{count} models");
+    for weights in ["fixtures/safetensors/single.safetensors", "fixtures/safetensors/sharded"] {
+        let error = place.ends(&format!("inspect {weights}"), 2).stderr;
+        assert!(error.contains("safetensors"), "{error}");
+    }
+    let error = place.ends(&format!("run clean {MODEL} -o out.safetensors"), 2).stderr;
+    assert!(error.contains("not written yet"), "{error}");
 }
 
 #[test]
