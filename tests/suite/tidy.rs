@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
@@ -82,6 +83,30 @@ fn fixtures_are_what_their_sums_say() {
     }
     assert!(listed.is_empty(), "listed and not there: {:?}", listed.keys());
     assert!(total < 30_000_000, "{total} bytes");
+}
+
+/// What lies at the top of the repository.
+#[rustfmt::skip]
+const TOP: &[&str] = &[
+    ".ci", ".gitignore", "CHANGELOG.md", "Cargo.lock", "Cargo.toml", "LICENSE-APACHE", "LICENSE-MIT", "README.md",
+    "benches", "crates", "deny.toml", "docs", "fixtures", "fuzz", "passes", "recipes", "rustfmt.toml", "src",
+    "targets", "templates", "tests",
+];
+
+#[test]
+fn nothing_is_committed_by_accident() {
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
+    let Some(listed) = listed.ok().filter(|output| output.status.success()) else {
+        // An unpacked archive, or a machine without git: there is nothing to look at.
+        return;
+    };
+    let listed = String::from_utf8(listed.stdout).expect("UTF-8");
+    for path in listed.split_terminator('\0') {
+        let top = path.split('/').next().unwrap_or_default();
+        assert!(TOP.contains(&top), "{path}: does it belong here? Then name it in tests/suite/tidy.rs");
+        let bytes = std::fs::metadata(root().join(path)).map_or(0, |metadata| metadata.len());
+        assert!(bytes < 10_000_000, "{path}: {bytes} bytes");
+    }
 }
 
 /// Each crate, and the ones of ours it may stand on: the picture in docs/ARCHITECTURE.md.
