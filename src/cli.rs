@@ -1,4 +1,6 @@
-//! The command line: what may be typed, and its help.
+//! The command line: what may be typed, and its help. docs/cli.md is generated from it.
+
+#![allow(missing_docs, reason = "doc comments here are help; what has none is a group of what has")]
 
 use std::path::PathBuf;
 
@@ -6,7 +8,15 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Makes trained models smaller and faster, and proves what that cost.
 #[derive(Debug, Parser)]
-#[command(name = "optix", version, disable_help_subcommand = true, max_term_width = 110)]
+#[command(
+    name = "optix",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 110,
+    after_help = "Results go to stdout; progress, notes and errors to stderr. Exit codes: 0 done; 1 a requirement \
+                  was missed; 2 bad input or usage; 3 the environment (disk, memory, device, missing engine); \
+                  4 internal error; 130 interrupted."
+)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -131,7 +141,7 @@ pub struct Debugging {
 pub enum Command {
     /// Show what is in a model.
     Inspect {
-        /// ONNX file, safetensors file or directory.
+        /// ONNX file.
         model: PathBuf,
         /// One JSON document.
         #[arg(long, conflicts_with = "text")]
@@ -263,7 +273,7 @@ pub enum Command {
     },
     /// Print completions for a shell.
     Completions {
-        /// bash, zsh, fish, elvish or powershell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
 }

@@ -14,7 +14,7 @@ pub struct Missed(pub usize);
 
 impl fmt::Display for Missed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of the requirements missed", self.0)
+        write!(f, "{} of the requirements missed (OX-R001)", self.0)
     }
 }
 

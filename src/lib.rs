@@ -1,7 +1,9 @@
 //! optix makes trained models smaller and faster, and proves what that cost.
 //!
 //! This crate is the facade for programs: the crates it is made of, under one name. The command line is
-//! built from the same parts.
+//! built from the same parts; what may be typed is in [`cli`], which docs/cli.md is made from.
+
+pub mod cli;
 
 pub use optix_base as base;
 pub use optix_data as data;

@@ -2,7 +2,6 @@
 
 #![allow(unreachable_pub, reason = "in a program nothing is reachable from outside")]
 
-mod cli;
 mod command;
 mod exit;
 mod report;
@@ -12,6 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
+use optix::cli;
 
 fn main() -> ExitCode {
     let cli = match cli::Cli::try_parse() {

@@ -1,14 +1,16 @@
 //! Everything that reaches the terminal goes through here. Never `println!`: it panics when a pipe closes.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use optix_base::escape_for_terminal;
 use optix_pipeline::Progress;
 
-use crate::cli::{Global, When};
+use optix::cli::{Global, When};
 
 /// Writes a result to stdout.
 pub fn result(text: &str) -> anyhow::Result<()> {
@@ -18,6 +20,34 @@ pub fn result(text: &str) -> anyhow::Result<()> {
         .and_then(|()| out.write_all(newline.as_bytes()))
         .and_then(|()| out.flush())
         .context("cannot write to stdout")
+}
+
+/// A text of several lines with names from a model in it, made harmless line by line.
+pub fn foreign(text: &str) -> String {
+    text.lines().map(escape_for_terminal).collect::<Vec<_>>().join("\n")
+}
+
+/// A JSON document that does no harm on a terminal either: what could is written as `\\u....`, which means
+/// the same.
+pub fn json_text(document: &impl serde::Serialize) -> String {
+    let text = serde_json::to_string_pretty(document).unwrap_or_default();
+    let mut units = [0u16; 2];
+    text.lines()
+        .map(|line| match escape_for_terminal(line) {
+            Cow::Borrowed(line) => line.to_owned(),
+            Cow::Owned(_) => line
+                .chars()
+                .map(|character| match escape_for_terminal(character.encode_utf8(&mut [0; 4])) {
+                    Cow::Borrowed(_) => character.to_string(),
+                    Cow::Owned(_) => {
+                        let units = character.encode_utf16(&mut units).iter();
+                        units.map(|unit| format!("\\u{unit:04x}")).collect()
+                    }
+                })
+                .collect(),
+        })
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// Says something beside the result; unheard when stderr is closed.

@@ -10,12 +10,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.open_file("onnx.proto")?;
     std::fs::write(&descriptors, compiler.encode_file_descriptor_set())?;
+    // buffa has cargo watch this file too. As new as it is, cargo would take it for changed and build
+    // everything again each time: it gets the age of what it was made from.
+    let source = std::fs::metadata("proto/onnx.proto")?.modified()?;
+    std::fs::File::options().write(true).open(&descriptors)?.set_modified(source)?;
     buffa_build::Config::new()
         .files(&["onnx.proto"])
         .descriptor_set(descriptors)
         .generate_views(false)
         .use_bytes_type()
-        .box_type(buffa_build::PointerRepr::Box)
         // Most nodes have none of the large sub-messages: keep them out of line.
         .box_type(buffa_build::PointerRepr::Box)
         .compile()

@@ -10,9 +10,10 @@ use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Oracle, OracleError};
 use serde_json::json;
 
+use super::evaluation::is_equal;
 use super::setup;
-use crate::cli::Global;
 use crate::screen;
+use optix::cli::Global;
 
 /// Samples whose values of one model are kept while the other runs.
 const AT_ONCE: usize = 4;
@@ -91,18 +92,20 @@ pub fn compare(
         let values: Vec<serde_json::Value> = rows
             .iter()
             .map(|(name, distance)| {
-                json!({ "name": name, "sqnr_db": distance.sqnr_db().filter(|x| x.is_finite()), "cosine": distance.cosine(), "max_abs_error": distance.max_absolute_error() })
+                json!({ "name": name, "equal": is_equal(distance), "sqnr_db": distance.sqnr_db().filter(|x| x.is_finite()), "cosine": distance.cosine(), "max_abs_error": distance.max_absolute_error().filter(|x| x.is_finite()) })
             })
             .collect();
         let document = json!({ "schema": "optix-compare/1", "a": a.display().to_string(), "b": b.display().to_string(), "samples": seen, "engine": oracle.describe(), "values": values });
-        return screen::result(&serde_json::to_string_pretty(&document)?);
+        return screen::result(&screen::json_text(&document));
     }
     let mut text =
         format!("{} against {} on {seen} samples, {}\n", b.display(), a.display(), oracle.describe());
     for (name, distance) in &rows {
         let sqnr = match distance.sqnr_db() {
+            _ if is_equal(distance) => "     equal".to_owned(),
             Some(sqnr) if sqnr.is_finite() => format!("{sqnr:7.1} dB"),
-            _ => "     equal".to_owned(),
+            // Infinite or NaN in one of the models, or zero in the reference.
+            _ => "      none".to_owned(),
         };
         text.push_str(&format!(
             "{sqnr}  greatest error {:9.3e}  {}\n",
@@ -112,10 +115,12 @@ pub fn compare(
     }
     let worst = rows
         .iter()
-        .filter_map(|(name, distance)| Some((distance.sqnr_db().filter(|x| x.is_finite())?, *name)))
+        .filter(|(_, distance)| !is_equal(distance))
+        .map(|(name, distance)| (distance.sqnr_db().unwrap_or(f64::NEG_INFINITY), *name))
         .min_by(|a, b| a.0.total_cmp(&b.0));
     if let Some((sqnr, name)) = worst {
-        text.push_str(&format!("worst: {} at {sqnr:.1} dB\n", escape_for_terminal(name)));
+        let at = if sqnr.is_finite() { format!(" at {sqnr:.1} dB") } else { String::new() };
+        text.push_str(&format!("worst: {}{at}\n", escape_for_terminal(name)));
     }
     screen::result(&text)
 }

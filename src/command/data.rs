@@ -3,8 +3,8 @@
 use optix_base::escape_for_terminal;
 
 use super::setup;
-use crate::cli::{DataCommand, Global};
 use crate::screen;
+use optix::cli::{DataCommand, Global};
 
 /// Samples shown.
 const SHOWN: usize = 3;

@@ -9,8 +9,8 @@ use optix_pipeline::{Oracle, Progress};
 use serde_json::json;
 
 use super::{evaluation, setup};
-use crate::cli::Global;
 use crate::screen;
+use optix::cli::Global;
 
 /// Measures a model, or compares two.
 pub fn eval(
@@ -37,7 +37,7 @@ pub fn eval(
                 "schema": "optix-eval/1", "model": model.display().to_string(), "vs": vs.display().to_string(),
                 "engine": oracle.describe(), "evaluation": evaluation,
             });
-            return screen::result(&serde_json::to_string_pretty(&document)?);
+            return screen::result(&screen::json_text(&document));
         }
         let mut text = format!("{} against {} ({})\n", model.display(), vs.display(), oracle.describe());
         for line in crate::report::evaluation_lines(&evaluation) {
@@ -89,7 +89,7 @@ pub fn eval(
             "samples": count, "metric": metric,
             "value": Interval { value: share, low: interval.low, high: interval.high },
         });
-        return screen::result(&serde_json::to_string_pretty(&document)?);
+        return screen::result(&screen::json_text(&document));
     }
     screen::result(&format!(
         "{metric} {:.2}% (95% interval {:.2}% to {:.2}%) on {count} samples, {}\n",

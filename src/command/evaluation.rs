@@ -86,12 +86,19 @@ pub fn evaluate(
         .filter(|(_, distance)| distance.elements() > 0)
         .map(|(name, distance)| OutputFidelity {
             name,
+            equal: is_equal(distance),
             sqnr_db: distance.sqnr_db().filter(|sqnr| sqnr.is_finite()),
-            cosine: distance.cosine().unwrap_or(f64::NAN),
-            max_abs_error: distance.max_absolute_error().unwrap_or(f64::NAN),
+            cosine: distance.cosine(),
+            max_abs_error: distance.max_absolute_error().filter(|error| error.is_finite()),
         })
         .collect();
     Ok(Evaluation { samples, accuracy, agreement, outputs })
+}
+
+/// Whether nothing differs at all. No ratio of signal to noise says that: there is none as well when the
+/// reference is zero everywhere, or when one side is infinite or NaN.
+pub fn is_equal(distance: &Distance) -> bool {
+    distance.max_absolute_error() == Some(0.0)
 }
 
 /// What a verdict that is not reached says.
@@ -108,7 +115,7 @@ fn note(verdict: &Verdict) -> String {
 /// Compares the figures of a report with thresholds.
 pub fn check(require: &Requirements, report: &Report) -> Vec<Requirement> {
     let mut verdicts = Vec::new();
-    let mut push = |name: &str, threshold: f64, value: f64, met: bool, note: String| {
+    let mut push = |name: &str, threshold: f64, value: Option<f64>, met: bool, note: String| {
         verdicts.push(Requirement { name: name.to_owned(), threshold, value, met, note });
     };
     let evaluation = report.evaluation.as_ref();
@@ -128,12 +135,13 @@ pub fn check(require: &Requirements, report: &Report) -> Vec<Requirement> {
                 if let Some(change) = counts.change() {
                     let verdict = change.judge_drop(threshold / 100.0);
                     let met = verdict == Verdict::Met;
-                    push("accuracy-drop", threshold, change.drop_upper_bound() * 100.0, met, note(&verdict));
+                    let drop = change.drop_upper_bound() * 100.0;
+                    push("accuracy-drop", threshold, Some(drop), met, note(&verdict));
                 }
             }
             None => {
                 let why = "no accuracy was measured: the data have no labels or the model no scores";
-                push("accuracy-drop", threshold, f64::MAX, false, why.to_owned());
+                push("accuracy-drop", threshold, None, false, why.to_owned());
             }
         }
     }
@@ -143,19 +151,27 @@ pub fn check(require: &Requirements, report: &Report) -> Vec<Requirement> {
                 let samples = evaluation.map_or(0, |evaluation| evaluation.samples);
                 let same = (agreement.value * samples as f64).round() as u64;
                 let verdict = optix_data::judge_share(same, samples, threshold);
-                push("agreement", threshold, agreement.low, verdict == Verdict::Met, note(&verdict));
+                let met = verdict == Verdict::Met;
+                push("agreement", threshold, Some(agreement.low), met, note(&verdict));
             }
-            None => push("agreement", threshold, 0.0, false, "the model has no rows of scores".to_owned()),
+            None => push("agreement", threshold, None, false, "the model has no rows of scores".to_owned()),
         }
     }
     if let Some(threshold) = require.sqnr_db {
         let outputs = evaluation.map_or(&[][..], |evaluation| &evaluation.outputs);
-        let least = outputs.iter().map(|output| output.sqnr_db.unwrap_or(f64::MAX)).fold(f64::MAX, f64::min);
-        push("sqnr-db", threshold, least, !outputs.is_empty() && least >= threshold, String::new());
+        let different: Vec<&OutputFidelity> = outputs.iter().filter(|output| !output.equal).collect();
+        let figures: Option<Vec<f64>> = different.iter().map(|output| output.sqnr_db).collect();
+        let (value, met, note) = match figures.map(|figures| figures.into_iter().reduce(f64::min)) {
+            _ if outputs.is_empty() => (None, false, "no output is a tensor of floats"),
+            None => (None, false, "an output is zero, infinite or NaN in one of the models only"),
+            Some(None) => (None, true, "all outputs are equal"),
+            Some(Some(least)) => (Some(least), least >= threshold, ""),
+        };
+        push("sqnr-db", threshold, value, met, note.to_owned());
     }
     if let Some(threshold) = require.size_ratio {
         let ratio = report.output.bytes as f64 / report.input.bytes.max(1) as f64;
-        push("size-ratio", threshold, ratio, ratio <= threshold, String::new());
+        push("size-ratio", threshold, Some(ratio), ratio <= threshold, String::new());
     }
     verdicts
 }

@@ -8,8 +8,8 @@ use optix_ir::ValueId;
 use optix_pipeline::{Oracle, OracleError, Progress};
 
 use super::setup;
-use crate::cli::Global;
 use crate::screen;
+use optix::cli::Global;
 
 /// Runs a model over data.
 pub fn infer(

@@ -8,9 +8,9 @@ use optix_ir::{Model, Type, ValueInfo};
 use serde_json::json;
 
 use super::setup;
-use crate::cli::Global;
 use crate::report::format_bytes;
 use crate::screen;
+use optix::cli::Global;
 
 fn type_of(ty: Option<&Type>) -> String {
     ty.map_or_else(|| "?".to_owned(), Type::to_string)
@@ -21,7 +21,7 @@ pub fn inspect(global: &Global, path: &Path, as_json: bool, as_text: bool) -> an
     let loaded = setup::load(global, path)?;
     let model = &loaded.model;
     if as_text {
-        return screen::result(&optix_ir::text::print(model));
+        return screen::result(&screen::foreign(&optix_ir::text::print(model)));
     }
     let graph = model.graph(model.main());
     let mut operators: BTreeMap<String, u64> = BTreeMap::new();
@@ -59,7 +59,7 @@ pub fn inspect(global: &Global, path: &Path, as_json: bool, as_text: bool) -> an
             "weights": types.iter().map(|(dtype, (tensors, elements, bytes))| json!({ "dtype": dtype, "tensors": tensors, "elements": elements, "bytes": bytes })).collect::<Vec<_>>(),
             "warnings": loaded.warnings,
         });
-        return screen::result(&serde_json::to_string_pretty(&document)?);
+        return screen::result(&screen::json_text(&document));
     }
     screen::result(&describe(path, bytes, model, &operators, &types))?;
     loaded

@@ -17,7 +17,7 @@ mod setup;
 use anyhow::Context;
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command};
+use optix::cli::{Cli, Command};
 
 /// Runs the command that was typed.
 pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {

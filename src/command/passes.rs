@@ -36,10 +36,7 @@ pub fn passes(name: Option<&str>) -> anyhow::Result<()> {
 pub fn manual(spec: &PassSpec) -> String {
     let promises = (spec.default)().promises();
     let mut text = format!("{} ({})\n\n{}\n\n", spec.name, spec.family.name(), spec.manual());
-    text.push_str(&format!(
-        "Promises: numerics {:?}, interface {:?}, topology {:?}.\n",
-        promises.numerics, promises.interface, promises.topology
-    ));
+    text.push_str(&format!("Promises: {promises}.\n"));
     let requires = (spec.default)().requires();
     if requires.calibration {
         text.push_str("Needs calibration data.\n");

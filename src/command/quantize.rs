@@ -6,7 +6,7 @@ use optix_pipeline::Override;
 
 use super::recipes;
 use super::run::{self, Origin};
-use crate::cli::{Data, Debugging, Global, Method, Output};
+use optix::cli::{Data, Debugging, Global, Method, Output};
 
 /// Flags of the command that become options of its quantizing step.
 pub struct Options<'a> {

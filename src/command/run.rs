@@ -13,9 +13,9 @@ use optix_pipeline::{Override, Recipe, Requirements, Resources};
 
 use super::setup::{self, CalibrationData};
 use super::{evaluation, recipes};
-use crate::cli::{Data, Debugging, Global, Output};
 use crate::exit::Missed;
 use crate::{report, screen};
+use optix::cli::{Data, Debugging, Global, Output};
 
 /// Where a recipe's text comes from.
 pub struct Origin {
@@ -131,6 +131,8 @@ pub fn run_recipe(
     requirements(&mut recipe.require, &data.require)?;
     recipe.seed = global.seed.unwrap_or(recipe.seed);
     if debugging.print_recipe {
+        // Where it will be put is not known, and relative paths would be relative to that.
+        recipe.data = recipe.data.absolute();
         return screen::result(&recipe.to_toml());
     }
     if recipe.require.need_evaluation() && recipe.data.eval.is_none() {
@@ -181,9 +183,11 @@ pub fn run_recipe(
                 target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned(),
             ),
             command,
+            limits: setup::limits(global)?,
         };
         check_print_after(&recipe, debugging)?;
-        let mut printed = |step: &str, text: String| screen::note(&format!("// after {step}\n{text}"));
+        let mut printed =
+            |step: &str, text: String| screen::note(&format!("# after {step}\n{}", screen::foreign(&text)));
         let steps = runner::run(&recipe, &mut model, &mut resources, &options, &mut printed);
         bars.finish();
         (steps?, resources.oracle.describe())

@@ -10,8 +10,8 @@ use optix_ir::{Model, Type};
 use optix_pipeline::Calibration;
 use optix_runtime::EngineOracle;
 
-use crate::cli::Global;
 use crate::exit::Classed;
+use optix::cli::Global;
 
 /// Samples fed together, where the model allows it: enough to keep kernels busy, little to keep in memory.
 pub const BATCH: usize = 16;

@@ -77,12 +77,18 @@ pub fn outputs(evaluation: &Evaluation) -> Vec<String> {
         .outputs
         .iter()
         .map(|output| {
-            let sqnr = output.sqnr_db.map_or_else(|| "equal".to_owned(), |sqnr| format!("SQNR {sqnr:.1} dB"));
+            let name = optix_base::escape_for_terminal(&output.name);
+            if output.equal {
+                return format!("output `{name}`: equal");
+            }
+            let figure = |value: Option<f64>, shown: fn(f64) -> String| {
+                value.map_or_else(|| "not a finite number".to_owned(), shown)
+            };
             format!(
-                "output `{}`: {sqnr}, cosine {:.6}, greatest error {:.3e}",
-                optix_base::escape_for_terminal(&output.name),
-                output.cosine,
-                output.max_abs_error
+                "output `{name}`: SQNR {}, cosine {}, greatest error {}",
+                figure(output.sqnr_db, |sqnr| format!("{sqnr:.1} dB")),
+                figure(output.cosine, |cosine| format!("{cosine:.6}")),
+                figure(output.max_abs_error, |error| format!("{error:.3e}"))
             )
         })
         .collect()
@@ -92,10 +98,8 @@ pub fn outputs(evaluation: &Evaluation) -> Vec<String> {
 pub fn requirement(requirement: &Requirement) -> String {
     let verdict = if requirement.met { "met" } else { "MISSED" };
     let note = if requirement.note.is_empty() { String::new() } else { format!("; {}", requirement.note) };
-    format!(
-        "{} {}: {:.4} against {}{note}",
-        requirement.name, verdict, requirement.value, requirement.threshold
-    )
+    let value = requirement.value.map_or_else(|| "no figure".to_owned(), |value| format!("{value:.4}"));
+    format!("{} {verdict}: {value} against {}{note}", requirement.name, requirement.threshold)
 }
 
 /// What a step did, in one line.

@@ -49,7 +49,7 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
 
 /// The report as JSON text.
 pub fn json(report: &Report) -> String {
-    serde_json::to_string_pretty(report).unwrap_or_default()
+    crate::screen::json_text(report)
 }
 
 /// Writes a report in the form its extension names; appears whole or not at all.

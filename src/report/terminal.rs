@@ -90,6 +90,11 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
+/// The table's lines; its cells are padded, which nobody wants at the end of a line.
+fn text_of(table: &Table) -> String {
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
 fn steps(report: &Report) -> String {
     let mut table = table(&["step", "what it did", "nodes", "weights", "time"]);
     for step in &report.steps {
@@ -101,7 +106,7 @@ fn steps(report: &Report) -> String {
             format::seconds(step.seconds),
         ]);
     }
-    table.to_string()
+    text_of(&table)
 }
 
 /// The worst layers first when not all are shown; in order of execution otherwise.
@@ -139,5 +144,5 @@ fn layers(layers: &[Layer], all: bool) -> (String, usize) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    (table.to_string(), hidden)
+    (text_of(&table), hidden)
 }

@@ -3,7 +3,14 @@
 
 mod cases;
 mod clean;
+mod cli;
 mod conformance;
+mod documents;
+mod examples;
 mod generated;
 mod models;
+mod program;
+mod recipes;
 mod roundtrip;
+mod schema;
+mod tidy;

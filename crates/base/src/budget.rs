@@ -47,7 +47,7 @@ limits! {
     archive_entries, "archive-entries", 65_536;
     /// How many times larger than its compressed form data may become, beyond the first 64 MiB.
     expansion, "expansion", 512;
-    /// Seconds for loading and inference.
+    /// Seconds for loading.
     seconds, "seconds", 600;
 }
 

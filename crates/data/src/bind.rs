@@ -272,7 +272,7 @@ fn cure(input: &InputSpec, sample: &Tensor, steps: &[Step]) -> Option<String> {
     if sample.dtype() != input.dtype {
         if is_8_bit(sample.dtype()) && input.dtype.is_float() && steps.is_empty() {
             return Some(format!(
-                "8-bit data must not be guessed into floats: say what the model was trained on {table}, such as\n  \
+                "8-bit data must not be guessed into floats (OX-D001): say what the model was trained on {table}, such as\n  \
                  steps = [ {{ to-float = {{}} }}, {{ scale = 0.003921569 }}, {{ layout = \"nchw\" }} ]"
             ));
         }

@@ -103,8 +103,13 @@ const TOO_LARGE: &str =
 /// # Errors
 /// As [`save`].
 pub fn check_target(path: &Path, options: &SaveOptions) -> Result<(), IoError> {
-    if options.format == Some(Format::SafetensorsDirectory) {
-        return safetensors::check_directory(path, options);
+    match options.format {
+        Some(Format::Onnx) => {}
+        Some(_) => return safetensors::check_target(path),
+        None if path.extension().is_some_and(|extension| extension == "safetensors") => {
+            return safetensors::check_target(path);
+        }
+        None => {}
     }
     check_file(path, options)
 }

@@ -1,5 +1,6 @@
 //! A pass's only way out: data, engine, randomness, and the record of what it did.
 
+use optix_base::Limits;
 use optix_data::{Batch, DataError};
 use optix_ir::patch::{Applied, Patch};
 use optix_ir::{Model, NodeId};
@@ -60,19 +61,21 @@ pub struct Cx<'a> {
     seed: u64,
     progress: &'a dyn Progress,
     cancel: &'a optix_base::CancelToken,
+    limits: Limits,
     pub(crate) changes: Changes,
     pub(crate) patches_left: &'a mut u64,
 }
 
 impl<'a> Cx<'a> {
     /// A context for one step; `patches_left` counts down over the steps of a run.
-    pub fn new(resources: &'a mut Resources<'_>, patches_left: &'a mut u64) -> Cx<'a> {
+    pub fn new(resources: &'a mut Resources<'_>, limits: Limits, patches_left: &'a mut u64) -> Cx<'a> {
         Cx {
             oracle: &mut *resources.oracle,
             calibration: resources.calibration,
             seed: resources.seed,
             progress: resources.progress,
             cancel: &resources.cancel,
+            limits,
             changes: Changes::default(),
             patches_left,
         }
@@ -87,6 +90,11 @@ impl<'a> Cx<'a> {
             PassError::Options("calibration data are needed: name them with `--calib`".to_owned())
         })?;
         Ok((&mut *self.oracle, calibration))
+    }
+
+    /// The limits of the run, for a budget.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The engine.

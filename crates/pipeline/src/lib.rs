@@ -12,6 +12,7 @@ mod pass;
 mod recipe;
 pub mod report;
 pub mod runner;
+mod schema;
 
 pub use optix_data::{Batch, DataError};
 
@@ -23,3 +24,4 @@ pub use pass::{
 };
 pub use recipe::MAX_BYTES as MAX_RECIPE_BYTES;
 pub use recipe::{DataOptions, Override, Recipe, RecipeError, Requirements, Step, did_you_mean};
+pub use schema::recipe_schema;

@@ -14,7 +14,7 @@ pub type Batches<'a> = &'a mut dyn Iterator<Item = Result<Batch, DataError>>;
 pub enum OracleError {
     /// Operators of the model that the engine cannot run, all of them.
     #[error(
-        "{engine} cannot run this model: {} unsupported: {}",
+        "{engine} cannot run this model (OX-M003): {} unsupported: {}",
         if nodes.len() == 1 { "one node is".to_owned() } else { format!("{} nodes are", nodes.len()) },
         nodes.join("; ")
     )]

@@ -3,7 +3,7 @@
 //! A pass is one file whose struct is its options, whose doc comment is its manual and whose example is
 //! its test. It only transforms: the runner verifies, times, counts, dumps and names.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 
 use optix_ir::Model;
 use schemars::JsonSchema;
@@ -124,6 +124,26 @@ impl Promises {
     /// Same results, same interface, another graph: what clean-up promises.
     pub const CLEAN: Promises =
         Promises { numerics: Numerics::Exact, interface: Interface::Kept, topology: Topology::Changed };
+}
+
+impl Display for Promises {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.numerics {
+            Numerics::Exact => f.write_str("the same results to the bit")?,
+            Numerics::Within(bound) => {
+                write!(f, "results within {bound:e} of the greatest one of each output")?;
+            }
+            Numerics::Lossy => f.write_str("other results, by as much as the report says")?,
+        }
+        f.write_str(match self.interface {
+            Interface::Kept => "; inputs and outputs as they were",
+            Interface::Retyped => "; inputs and outputs of the same names",
+        })?;
+        f.write_str(match self.topology {
+            Topology::Kept => "; the same nodes",
+            Topology::Changed => "",
+        })
+    }
 }
 
 /// Why a pass gave up.

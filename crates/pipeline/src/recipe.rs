@@ -75,6 +75,17 @@ pub struct DataOptions {
     pub eval_samples: Option<u64>,
 }
 
+impl DataOptions {
+    /// The same with absolute paths, for a recipe that may be put anywhere. Relative ones are taken to be
+    /// relative to the working directory.
+    pub fn absolute(&self) -> DataOptions {
+        let absolute = |path: &Option<PathBuf>| {
+            path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+        };
+        DataOptions { calib: absolute(&self.calib), eval: absolute(&self.eval), ..self.clone() }
+    }
+}
+
 /// Thresholds a result must meet; a missed one makes the exit code 1. Statistical ones compare the
 /// unfavourable end of the 95% interval: an inconclusive result is a miss.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -106,14 +117,20 @@ impl Requirements {
     }
 }
 
-#[derive(Deserialize)]
+/// What a run does: where data come from, what the result must meet, and the steps.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Head {
+pub(crate) struct Head {
+    /// Version of the recipe format.
+    #[schemars(with = "i64", extend("const" = 1))]
     version: Spanned<i64>,
+    /// Seed of everything random.
     #[serde(default)]
     seed: u64,
+    /// Where the data of the run come from.
     #[serde(default)]
     data: DataOptions,
+    /// Thresholds the result must meet.
     #[serde(default)]
     require: Requirements,
 }
@@ -339,37 +356,41 @@ impl Recipe {
 
     /// The recipe as text that parses to the same again.
     pub fn to_toml(&self) -> String {
-        #[derive(Serialize)]
-        struct Printed<'a> {
-            version: i64,
-            seed: u64,
-            #[serde(skip_serializing_if = "is_default")]
-            data: &'a DataOptions,
-            #[serde(skip_serializing_if = "is_default")]
-            require: &'a Requirements,
-            step: Vec<toml::Table>,
-        }
-        fn is_default<T: Default + PartialEq>(value: &&T) -> bool {
-            **value == T::default()
-        }
-        let step = self.steps.iter().map(|step| {
-            let mut table = toml::Table::new();
-            table.insert("pass".into(), step.spec.name.into());
-            if step.id != step.spec.name {
-                table.insert("id".into(), step.id.clone().into());
-            }
-            table.extend(step.options.clone());
-            table
-        });
-        let printed = Printed {
-            version: 1,
-            seed: self.seed,
-            data: &self.data,
-            require: &self.require,
-            step: step.collect(),
-        };
-        toml::to_string(&printed).expect("tables of plain values always print")
+        print(self.seed, &self.data, &self.require, &self.steps.iter().collect::<Vec<_>>())
     }
+
+    /// One step as a recipe of its own, with the data it may need and no thresholds.
+    pub(crate) fn step_toml(&self, step: &Step) -> String {
+        let data = DataOptions { eval: None, eval_samples: None, ..self.data.absolute() };
+        print(self.seed, &data, &Requirements::default(), &[step])
+    }
+}
+
+fn print(seed: u64, data: &DataOptions, require: &Requirements, steps: &[&Step]) -> String {
+    #[derive(Serialize)]
+    struct Printed<'a> {
+        version: i64,
+        seed: u64,
+        #[serde(skip_serializing_if = "is_default")]
+        data: &'a DataOptions,
+        #[serde(skip_serializing_if = "is_default")]
+        require: &'a Requirements,
+        step: Vec<toml::Table>,
+    }
+    fn is_default<T: Default + PartialEq>(value: &&T) -> bool {
+        **value == T::default()
+    }
+    let step = steps.iter().map(|step| {
+        let mut table = toml::Table::new();
+        table.insert("pass".into(), step.spec.name.into());
+        if step.id != step.spec.name {
+            table.insert("id".into(), step.id.clone().into());
+        }
+        table.extend(step.options.clone());
+        table
+    });
+    let printed = Printed { version: 1, seed, data, require, step: step.collect() };
+    toml::to_string(&printed).expect("tables of plain values always print")
 }
 
 /// Ids must be unique for `--set` and reports: a pass used twice is `name`, `name-2`, ...

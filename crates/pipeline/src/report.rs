@@ -24,7 +24,8 @@ pub struct Report {
     pub seed: u64,
     /// Engine, version and device that executed the model.
     pub engine: String,
-    /// The recipe in full, as TOML: running it again gives the same file.
+    /// The recipe in full, as TOML: running it again gives the same file. Its paths are relative to the
+    /// directory the command ran in.
     pub recipe: String,
     /// The model as it came.
     pub input: ModelFacts,
@@ -152,13 +153,17 @@ pub struct Accuracy {
 pub struct OutputFidelity {
     /// Name of the output.
     pub name: String,
-    /// Signal-to-noise ratio in dB over all samples; none when the outputs are equal.
+    /// Whether every element of every sample is the same.
+    pub equal: bool,
+    /// Signal-to-noise ratio in dB over all samples; none when the outputs are equal or not finite.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sqnr_db: Option<f64>,
-    /// Cosine of the two outputs, all samples as one vector.
-    pub cosine: f64,
-    /// Greatest absolute difference.
-    pub max_abs_error: f64,
+    /// Cosine of the two outputs, all samples as one vector; none when one is zero or not finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cosine: Option<f64>,
+    /// Greatest absolute difference; none when it is not finite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_abs_error: Option<f64>,
 }
 
 /// A threshold of the recipe.
@@ -168,8 +173,10 @@ pub struct Requirement {
     pub name: String,
     /// The threshold.
     pub threshold: f64,
-    /// The figure compared with it: the unfavourable end of the interval where there is one.
-    pub value: f64,
+    /// The figure compared with it: the unfavourable end of the interval where there is one. None when
+    /// there is no such figure; the note says why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<f64>,
     /// Whether it holds.
     pub met: bool,
     /// What to know about a miss, such as how many samples would decide.

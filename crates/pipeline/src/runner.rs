@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use optix_base::Limits;
 use optix_ir::{Model, NodeId};
 
 use crate::check;
@@ -29,6 +30,8 @@ pub struct RunOptions {
     pub reproducer_dir: Option<PathBuf>,
     /// The command line, for the reproducer.
     pub command: String,
+    /// Limits on what the model may make a pass do.
+    pub limits: Limits,
 }
 
 impl Default for RunOptions {
@@ -41,6 +44,7 @@ impl Default for RunOptions {
             stop_after_patch: None,
             reproducer_dir: None,
             command: String::new(),
+            limits: Limits::default(),
         }
     }
 }
@@ -135,10 +139,11 @@ pub fn run(
             Ok(report) => reports.push(report),
             Err(fault) => {
                 let interrupted = matches!(fault, StepFault::Pass(PassError::Interrupted));
-                let reproducer =
-                    options.reproducer_dir.as_deref().filter(|_| !interrupted).and_then(|dir| {
-                        write_reproducer(dir, step, recipe.seed, &before, &options.command).ok()
-                    });
+                let reproducer = options
+                    .reproducer_dir
+                    .as_deref()
+                    .filter(|_| !interrupted)
+                    .and_then(|dir| write_reproducer(dir, recipe, step, &before, &options.command).ok());
                 *model = before;
                 return Err(RunError { step: step.id.clone(), fault: Box::new(fault), reproducer });
             }
@@ -192,7 +197,7 @@ fn run_step(
         optix_ir::infer::infer(model, &check::OpsEvaluator);
     }
     let changes = {
-        let mut cx = Cx::new(resources, patches_left);
+        let mut cx = Cx::new(resources, options.limits, patches_left);
         step.pass.run(model, &mut cx)?;
         cx.changes
     };
@@ -283,8 +288,8 @@ fn check_topology(before: &Model, after: &Model) -> Result<(), String> {
 /// Writes what it takes to see a failure again: the model, a recipe of one step, the command line.
 fn write_reproducer(
     dir: &Path,
+    recipe: &Recipe,
     step: &Step,
-    seed: u64,
     model: &Model,
     command: &str,
 ) -> Result<PathBuf, Box<dyn std::error::Error>> {
@@ -299,14 +304,7 @@ fn write_reproducer(
     };
     std::fs::create_dir_all(&target)?;
     optix_io::save(model, &target.join("model.onnx"), &optix_io::SaveOptions::default())?;
-    let mut table = toml::Table::new();
-    table.insert("pass".into(), step.spec.name.into());
-    table.extend(step.options.clone());
-    let mut root = toml::Table::new();
-    root.insert("version".into(), 1.into());
-    root.insert("seed".into(), i64::try_from(seed).unwrap_or(0).into());
-    root.insert("step".into(), toml::Value::Array(vec![table.into()]));
-    std::fs::write(target.join("recipe.toml"), root.to_string())?;
+    std::fs::write(target.join("recipe.toml"), recipe.step_toml(step))?;
     std::fs::write(target.join("command.txt"), format!("{command}\n"))?;
     Ok(target)
 }

@@ -10,6 +10,23 @@ use serde::Deserialize;
 /// Reads versions 11 and 12 and leaves newer models alone. Operators whose form changed are rewritten:
 /// Squeeze, Unsqueeze, Split and ReduceSum take their axes as inputs, Softmax, LogSoftmax and Hardmax
 /// work along one axis. A model that has one of these in a form that cannot be rewritten is refused.
+///
+/// ```text
+/// <ir_version: 6, opset_import: ["" : 11]>
+/// model (float[N, 3, 1, 1] x) => (float[N, 3] y)
+/// {
+///     a = Squeeze <axes = [2, 3]> (x)
+///     y = Softmax <axis = 1> (a)
+/// }
+/// ---
+/// <ir_version: 7, opset_import: ["" : 13]>
+/// model (float[N, 3, 1, 1] x) => (float[N, 3] y)
+/// <int64[2] axes = {2, 3}>
+/// {
+///     a = Squeeze (x, axes)
+///     y = Softmax <axis = 1> (a)
+/// }
+/// ```
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ConvertOpset {}

@@ -11,6 +11,24 @@ use serde::Deserialize;
 /// exist, and functions nobody calls.
 ///
 /// Inputs and outputs of the model stay, used or not.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N] x, float[N] unused) => (float[N] y)
+/// <float a = {1}, float b = {2}>
+/// {
+///     c = Mul (x, b)
+///     d = Exp (c)
+///     y = Add (x, a)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N] x, float[N] unused) => (float[N] y)
+/// <float a = {1}>
+/// {
+///     y = Add (x, a)
+/// }
+/// ```
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct EliminateDead {}

@@ -9,6 +9,26 @@ use serde::Deserialize;
 /// gamma / sqrt(variance + epsilon), bias to match.
 ///
 /// Computed in double precision. Results move by rounding only.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// layer (float[N, 1, 4, 4] x) => (float[N, 2, 4, 4] y)
+/// <
+///     float[2, 1, 1, 1] w = {1, 2},
+///     float[2] gamma = {2, 3}, float[2] beta = {0.5, 1}, float[2] mean = {1, 4}, float[2] variance = {4, 9}
+/// >
+/// {
+///     z = Conv (x, w)
+///     y = BatchNormalization <epsilon = 0.0> (z, gamma, beta, mean, variance)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// layer (float[N, 1, 4, 4] x) => (float[N, 2, 4, 4] y)
+/// <float[2, 1, 1, 1] w_folded = {1, 2}, float[2] w_bias_folded = {-0.5, -3}>
+/// {
+///     y = Conv (x, w_folded, w_bias_folded)
+/// }
+/// ```
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct FoldBatchNorm {}

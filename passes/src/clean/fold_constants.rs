@@ -1,6 +1,6 @@
 //! Computing ahead what does not depend on the input.
 
-use optix_base::{Budget, Limits};
+use optix_base::Budget;
 use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{Cx, Family, Named, Pass, PassError, Promises, Requires};
 use schemars::JsonSchema;
@@ -11,6 +11,24 @@ use serde::Deserialize;
 ///
 /// What would make the file larger is left alone: a small file that expands into large tensors stays
 /// small. Quantizers of weights stay too, folding them would undo the quantization.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// scaled (float[2, 3] x) => (float[2, 3] y)
+/// <float a = {2}>
+/// {
+///     b = Constant <value = float {0.5}> ()
+///     c = Mul (a, b)
+///     y = Mul (x, c)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// scaled (float[2, 3] x) => (float[2, 3] y)
+/// <float c = {1}>
+/// {
+///     y = Mul (x, c)
+/// }
+/// ```
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct FoldConstants {
@@ -42,7 +60,7 @@ impl Pass for FoldConstants {
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
-        let mut budget = Budget::new(Limits::default());
+        let mut budget = Budget::new(cx.limits());
         // Callers see inner graphs of functions as they were: shapes differ from call to call.
         let order: Vec<NodeId> = model.walk().collect();
         let mut replaced: Vec<ValueId> = Vec::new();
@@ -58,9 +76,6 @@ impl Pass for FoldConstants {
                 continue;
             }
             let Some(outputs) = self.evaluate(model, id, &mut budget, cx) else { continue };
-            if !cx.may_edit("fold") {
-                break;
-            }
             let counter = if model.node(id).is("Constant") {
                 "Constant nodes turned into initializers"
             } else {
@@ -81,14 +96,23 @@ impl Pass for FoldConstants {
                 cx.skip(model, id, "its result is an output of a graph");
                 continue;
             }
+            if !cx.may_edit("fold") {
+                break;
+            }
             let inputs: Vec<ValueId> = model.node(id).inputs().iter().flatten().copied().collect();
             let graph = model.node(id).graph();
+            let mut named = Vec::new();
             for (value, tensor) in results {
                 let name = model.value(value).name().to_owned();
                 let constant = model.add_constant(graph, &name, tensor);
                 model.replace_value(value, constant)?;
+                named.push((constant, name));
             }
             model.remove_node(id)?;
+            for (constant, name) in named {
+                // Free again, unless another graph has the name too.
+                let _ = model.rename_value(constant, &name);
+            }
             replaced.extend(inputs);
             cx.count(counter, 1);
         }
@@ -161,8 +185,8 @@ impl FoldConstants {
         }
         let complete = outputs.len() >= node.outputs().len()
             || node.outputs()[outputs.len()..].iter().all(Option::is_none);
-        if !is_constant && budget.fold(made).is_err() {
-            cx.skip(model, id, "the limit on folded bytes is reached");
+        if !is_constant && let Err(error) = budget.fold(made) {
+            cx.skip(model, id, error.to_string());
             return None;
         }
         complete.then_some(outputs)

@@ -12,6 +12,26 @@ use serde::Deserialize;
 ///
 /// Constants that are inputs or outputs of the graph stay. Weights whose shape no other has are not
 /// even looked at.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N, 2] x) => (float[N, 2] y)
+/// <float[2] a = {1, 2}, float[2] b = {1, 2}, float[2] c = {1, 3}>
+/// {
+///     d = Mul (x, a)
+///     e = Add (d, b)
+///     y = Sub (e, c)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N, 2] x) => (float[N, 2] y)
+/// <float[2] a = {1, 2}, float[2] c = {1, 3}>
+/// {
+///     d = Mul (x, a)
+///     e = Add (d, a)
+///     y = Sub (e, c)
+/// }
+/// ```
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct MergeInitializers {}
@@ -50,10 +70,14 @@ impl Pass for MergeInitializers {
                         continue;
                     };
                     let bytes = tensor.bytes().len() as u64;
+                    if model.check_replacement(value, twin).is_err() {
+                        continue;
+                    }
                     if !cx.may_edit("merge-constants") {
                         return Ok(());
                     }
-                    if model.replace_value(value, twin).is_ok() && model.remove_value(value) {
+                    model.replace_value(value, twin)?;
+                    if model.remove_value(value) {
                         cx.count("constants merged", 1);
                         cx.count("bytes saved", bytes);
                     }

@@ -18,6 +18,29 @@ use super::{embedding, rewrite};
 /// Each layer becomes DynamicQuantizeLinear, MatMulInteger and a multiplication by the scales; weights are
 /// symmetric int8 with one scale an output channel. Embedding tables become int8 as well. Convolutions
 /// are left alone: their dynamic form is slower than float in every engine we know.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N, 2] x) => (float[N, 2] y)
+/// <float[2, 2] w = {127, 0.5, -63.5, 1}>
+/// {
+///     [dense] y = MatMul (x, w)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N, 2] x) => (float[N, 2] y)
+/// <
+///     int8[2, 2] w_quantized = {127, 64, -64, 127},
+///     float[2] w_scale = {1, 0.007874016}, int8[2] w_zero_point = {0, 0}
+/// >
+/// {
+///     [x_DynamicQuantizeLinear] x_quantized, x_scale, x_zero_point = DynamicQuantizeLinear (x)
+///     [dense_quantized] dense_integers = MatMulInteger (x_quantized, w_quantized, x_zero_point, w_zero_point)
+///     dense_float = Cast <to = 1> (dense_integers)
+///     dense_scales = Mul (x_scale, w_scale)
+///     y = Mul (dense_float, dense_scales)
+/// }
+/// ```
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct QuantizeDynamic {

@@ -111,7 +111,7 @@ pub(super) fn refuse_quantized(model: &Model) -> Result<(), PassError> {
         None => Ok(()),
         Some(node) => Err(PassError::Model {
             place: format!("node {}", model.describe(node)),
-            what: "the model is quantized already; start from the float model".to_owned(),
+            what: "the model is quantized already; start from the float model (OX-M002)".to_owned(),
         }),
     }
 }

@@ -128,7 +128,9 @@ fn resolve(model: &Path, location: &str) -> Result<PathBuf, Refusal> {
     let plain =
         Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if windows || !plain || location.contains('\0') {
-        return Err(refused("is not a plain path beside the model: the model is not to be trusted"));
+        return Err(refused(
+            "is not a plain path beside the model: the model is not to be trusted (OX-M001)",
+        ));
     }
     let directory = |path: &Path| match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -153,7 +155,9 @@ fn resolve(model: &Path, location: &str) -> Result<PathBuf, Refusal> {
         };
         let allowed = |home: &PathBuf| home.canonicalize().is_ok_and(|home| real.starts_with(home));
         if !homes.iter().any(allowed) {
-            return Err(refused("leads out of the model's directory: the model is not to be trusted"));
+            return Err(refused(
+                "leads out of the model's directory: the model is not to be trusted (OX-M001)",
+            ));
         }
         return Ok(real);
     }

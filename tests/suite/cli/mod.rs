@@ -1,0 +1,10 @@
+//! The contract of the command line, through the program itself: what goes where, and exit codes.
+
+mod commands;
+mod reports;
+mod runs;
+
+/// A model with convolutions, and data to calibrate and judge it with: enough to work, few to be fast.
+const MODEL: &str = "fixtures/models/fmnist_mobilenet.onnx";
+const CALIB: &str = "--calib fixtures/data/fmnist-calib.toml --calib-samples 32";
+const EVAL: &str = "--eval fixtures/data/fmnist-eval.toml --eval-samples 200";
