@@ -43,6 +43,10 @@ pub struct Global {
     /// Engine that runs models (`optix engines` lists them).
     #[arg(long, global = true, value_name = "NAME", default_value = "cpu")]
     pub engine: String,
+    /// Shared library of the `onnxruntime` engine.
+    /// [default: ORT_DYLIB_PATH, the system's libraries, the wheel of an installed Python]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ort_lib: Option<PathBuf>,
     /// Threads the engine may use; 0 for as many as there are. Results do not depend on it.
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub threads: usize,

@@ -29,12 +29,19 @@ pub fn load(global: &Global, path: &Path) -> anyhow::Result<Loaded> {
 
 /// The engine of the run.
 pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
-    let engines = optix_runtime::engines();
-    let names: Vec<&str> = engines.iter().map(|engine| engine.name()).collect();
-    let Some(engine) = engines.into_iter().find(|engine| engine.name() == global.engine) else {
-        let hint = optix_pipeline::did_you_mean(&global.engine, names.iter().copied());
-        let what = format!("there is no engine `{}`{hint} (there are: {})", global.engine, names.join(", "));
-        return Err(Classed(ErrorClass::Environment, what).into());
+    let engine = match optix_runtime::engine(&global.engine, global.ort_lib.as_deref()) {
+        Some(Ok(engine)) => engine,
+        Some(Err(why)) => {
+            let what = format!("engine `{}` cannot be used: {why}", global.engine);
+            return Err(Classed(ErrorClass::Environment, what).into());
+        }
+        None => {
+            let names = optix_runtime::engine_names();
+            let hint = optix_pipeline::did_you_mean(&global.engine, names.iter().copied());
+            let what =
+                format!("there is no engine `{}`{hint} (there are: {})", global.engine, names.join(", "));
+            return Err(Classed(ErrorClass::Environment, what).into());
+        }
     };
     let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
     Ok(EngineOracle::new(engine, options))

@@ -177,7 +177,7 @@ impl Engine for OnnxRuntime {
     }
 
     fn device(&self) -> String {
-        "CPU execution provider".into()
+        format!("on the processor, {}", self.library.path.display())
     }
 
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
