@@ -159,6 +159,10 @@ pub fn run_recipe(
         None => None,
         Some(path) => Some((path, setup::dataset(global, path, recipe.data.eval_samples)?)),
     };
+    let datasets = calibration.iter().map(|data| &data.dataset);
+    for dataset in datasets.chain(evaluation_data.iter().map(|(_, dataset)| dataset)) {
+        dataset.bind(&setup::inputs(&loaded.model)?, setup::BATCH)?;
+    }
     let mut oracle = setup::engine(global)?;
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
@@ -193,6 +197,23 @@ pub fn run_recipe(
             screen::note(&format!("{:>9.3} ms  {}", step.seconds * 1e3, step.id));
         }
     }
+    // Evaluated before anything is written: labels may turn out to be wrong as late as here.
+    let evaluation = match &evaluation_data {
+        None => None,
+        Some((_, dataset)) => {
+            let evaluation =
+                evaluation::evaluate(&mut oracle, &loaded.model, &model, dataset, "top1", &bars)?;
+            bars.finish();
+            Some(evaluation)
+        }
+    };
+    let overlap = match (&calibration, &evaluation_data) {
+        (Some(calibration), Some((_, dataset))) => {
+            let shared = optix_data::overlap(calibration.dataset.hashes()?, dataset.hashes()?)?;
+            Some(Overlap { samples: shared.count, of: shared.second_set })
+        }
+        _ => None,
+    };
     let stats = optix_io::save(&model, &target, &save)?;
     let mut facts = Report {
         schema: SCHEMA.to_owned(),
@@ -210,7 +231,7 @@ pub fn run_recipe(
             blake3: None,
         },
         steps,
-        warnings: loaded.warnings.clone(),
+        warnings: loaded.warnings.iter().cloned().chain(setup::non_finite(&loaded.model)).collect(),
         ..Report::default()
     };
     if let Some(calibration) = &calibration {
@@ -222,26 +243,21 @@ pub fn run_recipe(
             samples: samples.copied().unwrap_or(0),
         });
     }
-    if let Some((path, dataset)) = &evaluation_data {
-        let evaluation = evaluation::evaluate(&mut oracle, &loaded.model, &model, dataset, "top1", &bars)?;
-        bars.finish();
+    if let (Some((path, _)), Some(evaluation)) = (&evaluation_data, &evaluation) {
         facts.data.push(DataFacts {
             role: "evaluation".to_owned(),
             path: path.display().to_string(),
             samples: evaluation.samples,
         });
-        if let Some(calibration) = &calibration {
-            let shared = optix_data::overlap(calibration.dataset.hashes()?, dataset.hashes()?)?;
-            facts.overlap = Some(Overlap { samples: shared.count, of: shared.second_set });
-            if shared.count > 0 {
-                facts.warnings.push(format!(
-                    "{} of {} evaluation samples were calibrated on: the figures flatter the result",
-                    shared.count, shared.second_set
-                ));
-            }
-        }
-        facts.evaluation = Some(evaluation);
     }
+    if let Some(overlap) = overlap.as_ref().filter(|overlap| overlap.samples > 0) {
+        facts.warnings.push(format!(
+            "{} of {} evaluation samples were calibrated on: the figures flatter the result",
+            overlap.samples, overlap.of
+        ));
+    }
+    facts.overlap = overlap;
+    facts.evaluation = evaluation;
     facts.requirements = evaluation::check(&recipe.require, &facts);
     facts.seconds = started.elapsed().as_secs_f64();
     finish(global, output, &facts, &stats.files)

@@ -212,7 +212,10 @@ impl Dataset {
     }
 
     pub(crate) fn spec_error(&self, message: String) -> DataError {
-        let origin = crate::error::shown(self.path());
+        let origin = match self.spec().origin.as_str() {
+            "" => crate::error::shown(self.path()),
+            origin => origin.to_owned(),
+        };
         let message = crate::error::escape_lines(&message);
         SpecError { origin, line_column: None, message, excerpt: String::new() }.into()
     }
