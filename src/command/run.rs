@@ -1,10 +1,11 @@
 //! `optix run`: a recipe over a model, and the report of what it cost.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use optix_base::escape_for_terminal;
+use optix_base::{OutFile, escape_for_terminal};
 use optix_io::{ExternalData, Loaded, SaveOptions};
 use optix_passes::PASSES;
 use optix_pipeline::report::{DataFacts, ModelFacts, Overlap, Report, SCHEMA};
@@ -25,6 +26,8 @@ pub struct Origin {
     pub name: String,
     /// Directory its paths are relative to; none for built-in ones.
     pub directory: Option<PathBuf>,
+    /// The file itself; none for built-in ones.
+    pub file: Option<PathBuf>,
 }
 
 fn origin(recipe: &str) -> anyhow::Result<Origin> {
@@ -33,7 +36,7 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
     if !is_path {
         if let Some(text) = recipes::find(recipe) {
             let name = format!("recipe {recipe}");
-            return Ok(Origin { text: text.to_owned(), name, directory: None });
+            return Ok(Origin { text: text.to_owned(), name, directory: None, file: None });
         }
         if !path.exists() {
             let hint = optix_pipeline::did_you_mean(recipe, recipes::RECIPES.iter().map(|(name, _)| *name));
@@ -42,15 +45,27 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
             );
         }
     }
-    let metadata = std::fs::metadata(path).with_context(|| format!("recipe {}", path.display()))?;
-    if metadata.len() > optix_pipeline::MAX_RECIPE_BYTES as u64 {
-        bail!("{}: {} bytes are too many for a recipe", path.display(), metadata.len());
+    let name = escape_for_terminal(&path.to_string_lossy()).into_owned();
+    let read = || format!("cannot read recipe {name}; check the path");
+    let metadata = std::fs::metadata(path).with_context(read)?;
+    // Before it is opened: a pipe would wait for somebody to write, a device may never end.
+    if metadata.is_dir() {
+        bail!("recipe {name}: it is a directory; name a file in it");
     }
-    let bytes = std::fs::read(path).with_context(|| format!("recipe {}", path.display()))?;
-    let text =
-        String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{}: it is not UTF-8 text", path.display()))?;
-    let directory = path.parent().map(Path::to_owned);
-    Ok(Origin { text, name: path.display().to_string(), directory })
+    if !metadata.is_file() {
+        bail!("recipe {name}: it is a pipe or device, not a file; save what it gives to a file first");
+    }
+    let most = optix_pipeline::MAX_RECIPE_BYTES as u64;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+        .with_context(read)?;
+    if bytes.len() as u64 > most {
+        bail!("recipe {name}: more than {most} bytes are too many for a recipe");
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| anyhow::anyhow!("recipe {name}: it is not UTF-8 text; save it as UTF-8"))?;
+    Ok(Origin { text, name, directory: path.parent().map(Path::to_owned), file: Some(path.to_owned()) })
 }
 
 /// Runs a recipe by name or path.
@@ -147,7 +162,6 @@ pub fn run_recipe(
         ..SaveOptions::default()
     };
     optix_io::check_target(&target, &save)?;
-    output.report.iter().try_for_each(|path| report::check(path))?;
     let calibration = match &recipe.data.calib {
         None => None,
         Some(path) => Some(CalibrationData {
@@ -160,9 +174,19 @@ pub fn run_recipe(
         Some(path) => Some((path, setup::dataset(global, path, recipe.data.eval_samples)?)),
     };
     let datasets = calibration.iter().map(|data| &data.dataset);
-    for dataset in datasets.chain(evaluation_data.iter().map(|(_, dataset)| dataset)) {
+    let datasets: Vec<_> = datasets.chain(evaluation_data.iter().map(|(_, dataset)| dataset)).collect();
+    for dataset in &datasets {
         dataset.bind(&setup::inputs(&loaded.model)?, setup::BATCH)?;
     }
+    // What is only read must survive, even where the model itself is replaced.
+    let files: Vec<PathBuf> =
+        datasets.iter().flat_map(|dataset| dataset.files()).chain(origin.file.clone()).collect();
+    let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    OutFile::check(&target, &inputs)?;
+    inputs.extend(loaded.sources.iter().map(|source| source.path()));
+    output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
+    let outputs: Vec<&Path> = output.report.iter().chain([&target]).map(PathBuf::as_path).collect();
+    OutFile::check_distinct(&outputs)?;
     let mut oracle = setup::engine(global)?;
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
@@ -214,7 +238,7 @@ pub fn run_recipe(
         }
         _ => None,
     };
-    let stats = optix_io::save(&model, &target, &save)?;
+    let prepared = optix_io::prepare(&model, &target, &save)?;
     let mut facts = Report {
         schema: SCHEMA.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -225,7 +249,7 @@ pub fn run_recipe(
         input: input_facts(&loaded, model_path),
         output: ModelFacts {
             path: target.display().to_string(),
-            bytes: stats.bytes,
+            bytes: prepared.stats().bytes,
             nodes: model.walk().count() as u64,
             tensor_bytes: model.tensor_bytes(),
             blake3: None,
@@ -259,8 +283,12 @@ pub fn run_recipe(
     facts.overlap = overlap;
     facts.evaluation = evaluation;
     facts.requirements = evaluation::check(&recipe.require, &facts);
+    // Not kept is never written: whatever stood there stays.
+    if output.keep_failed || facts.requirements.iter().all(|requirement| requirement.met) {
+        prepared.commit()?;
+    }
     facts.seconds = started.elapsed().as_secs_f64();
-    finish(global, output, &facts, &stats.files)
+    finish(global, output, &facts)
 }
 
 fn check_print_after(recipe: &Recipe, debugging: &Debugging) -> anyhow::Result<()> {
@@ -284,7 +312,7 @@ fn input_facts(loaded: &Loaded, path: &Path) -> ModelFacts {
 }
 
 /// Prints and writes the report; a missed requirement becomes the exit code.
-fn finish(global: &Global, output: &Output, facts: &Report, files: &[PathBuf]) -> anyhow::Result<()> {
+fn finish(global: &Global, output: &Output, facts: &Report) -> anyhow::Result<()> {
     for path in &output.report {
         report::write(facts, path)?;
     }
@@ -295,11 +323,6 @@ fn finish(global: &Global, output: &Output, facts: &Report, files: &[PathBuf]) -
     }
     let missed = facts.requirements.iter().filter(|requirement| !requirement.met).count();
     if missed > 0 {
-        if !output.keep_failed && !output.in_place {
-            for file in files {
-                std::fs::remove_file(file).with_context(|| format!("removing {}", file.display()))?;
-            }
-        }
         return Err(Missed(missed).into());
     }
     Ok(())
