@@ -139,7 +139,9 @@ fn evaluate(model: &Model, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Ending> {
             OpError::NoKernel(op) => Ending::Unsupported(format!("no kernel for {op}")),
             OpError::Unsupported { .. } => Ending::Unsupported(error.to_string()),
             // The cases are valid by definition.
-            OpError::Invalid { .. } | OpError::TooLarge { .. } => Ending::Wrong(error.to_string()),
+            OpError::Invalid { .. } | OpError::TooLarge { .. } | OpError::NoMemory { .. } => {
+                Ending::Wrong(error.to_string())
+            }
         })?;
         for (value, result) in node.outputs().iter().zip(results) {
             if let Some(value) = value {

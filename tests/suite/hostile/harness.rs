@@ -125,6 +125,17 @@ impl Row {
         self
     }
 
+    /// Whether it is to be refused.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.end, End::Refused(_))
+    }
+
+    /// Without all command lines but the last.
+    pub fn only_last(mut self) -> Row {
+        self.runs.drain(..self.runs.len().saturating_sub(1));
+        self
+    }
+
     /// Carried out, with this exit code.
     pub fn done(mut self, code: i32) -> Row {
         self.end = End::Done(code);
