@@ -45,11 +45,14 @@ pub enum Out {
     Closed,
 }
 
+/// Gets the row's directory.
+type Preparation = Box<dyn Fn(&Path) + Send + Sync>;
+
 /// One row: files, command lines, and how all of them must end.
 pub struct Row {
     name: String,
     files: Vec<(String, Vec<u8>)>,
-    prepare: Vec<Box<dyn Fn(&Path) + Send + Sync>>,
+    prepare: Vec<Preparation>,
     runs: Vec<Vec<String>>,
     end: End,
     says: Vec<String>,
@@ -267,11 +270,7 @@ pub fn run_all(rows: Vec<Row>) {
         for _ in 0..cores.min(rows.len()) {
             scope.spawn(|| {
                 while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let started = Instant::now();
                     let found = row.check();
-                    if std::env::var_os("SLOW").is_some() && started.elapsed().as_millis() > 500 {
-                        println!("SLOW {} {:?}", row.name, started.elapsed());
-                    }
                     if !found.is_empty() {
                         wrong.lock().unwrap_or_else(PoisonError::into_inner).push(found);
                     }

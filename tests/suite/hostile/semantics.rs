@@ -338,7 +338,7 @@ fn declared() -> Vec<Row> {
         ),
         Row::legal(
             "declared sizes of terabytes",
-            { Graph { inputs: vec![info("x", FLOAT, &[1 << 40, 4])], ..product() }.model() },
+            Graph { inputs: vec![info("x", FLOAT, &[1 << 40, 4])], ..product() }.model(),
             &[],
         ),
         Row::new("scale 0, negative, NaN")

@@ -72,6 +72,7 @@ fn guarded<R>(what: &dyn Fn() -> String, wrong: &mut Vec<String>, case: impl FnO
     }
 }
 
+#[allow(clippy::print_stdout, reason = "says how much was tried")]
 fn none_wrong(cases: usize, accepted: usize, wrong: &[String]) {
     println!("{cases} cases, {accepted} of them accepted");
     let shown = wrong.iter().take(10).cloned().collect::<Vec<_>>().join("\n");

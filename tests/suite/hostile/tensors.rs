@@ -152,7 +152,7 @@ fn legal() -> Vec<Row> {
         Row::legal("scalar", more(tensor("t", FLOAT, &[], &floats(&[1.0]))), &[]),
         Row::legal(
             "input without elements",
-            { Graph { inputs: vec![info("x", FLOAT, &[0, 4])], ..product() }.model() },
+            Graph { inputs: vec![info("x", FLOAT, &[0, 4])], ..product() }.model(),
             &[],
         ),
     ]
