@@ -82,7 +82,7 @@ pub struct Output {
     /// Put tensors of 1 KiB and more into a file beside the model.
     #[arg(long)]
     pub external_data: bool,
-    /// Keep the output when a requirement is missed.
+    /// Write the output even when a requirement is missed; otherwise what stood there stays.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub keep_failed: bool,
     /// Write a report: .json, .md or .html; may be repeated.

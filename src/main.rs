@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         }
     };
     screen::catch_panics();
+    // A file that grows beyond `ulimit -f` is an error like any other, not the end of the process: with a
+    // handler in place, whatever it does, the write fails instead.
+    let _ = signal_hook::flag::register(signal_hook::consts::signal::SIGXFSZ, std::sync::Arc::default());
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| command::dispatch(&cli)));
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -62,7 +62,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Prints an error: what, where and what to do, one line each cause.
+/// Prints an error: what, where and what to do, one line each cause and one for what helps.
 pub fn error(error: &anyhow::Error) {
     let mut text = String::new();
     let mut last = String::new();
@@ -74,6 +74,11 @@ pub fn error(error: &anyhow::Error) {
             text.push_str(&line);
         }
         last = line;
+    }
+    let cure = error.chain().find_map(|cause| cause.downcast_ref::<optix_io::IoError>()?.cure());
+    if let Some(cure) = cure {
+        text.push_str("\n  help: ");
+        text.push_str(cure);
     }
     note(&text);
 }

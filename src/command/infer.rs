@@ -1,6 +1,6 @@
 //! `optix infer`: a model's outputs, or any values of it, into a .npz.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use optix_data::{NpzWriter, Packing, Rows};
@@ -38,9 +38,11 @@ pub fn infer(
         wanted = model.graph(main).outputs().iter().map(|info| info.value).collect();
     }
     wanted.dedup();
-    let inputs: Vec<&Path> = loaded.sources.iter().map(|source| source.path()).collect();
-    optix_base::OutFile::check(output, &inputs)?;
     let dataset = setup::dataset(global, data, samples)?;
+    let files = dataset.files();
+    let mut inputs: Vec<&Path> = loaded.sources.iter().map(|source| source.path()).collect();
+    inputs.extend(files.iter().map(PathBuf::as_path));
+    optix_base::OutFile::check(output, &inputs)?;
     let bound = dataset.bind(&setup::inputs(model)?, setup::BATCH)?;
     let rows = if bound.is_batched() { Rows::Samples } else { Rows::One };
     let mut oracle = setup::engine(global)?;

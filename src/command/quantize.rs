@@ -46,7 +46,8 @@ pub fn quantize(
         })
         .collect();
     let text = recipes::find(recipe).unwrap_or_default();
-    let origin = Origin { text: text.to_owned(), name: format!("recipe {recipe}"), directory: None };
+    let origin =
+        Origin { text: text.to_owned(), name: format!("recipe {recipe}"), directory: None, file: None };
     run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
 }
 

@@ -1,10 +1,11 @@
 //! `optix run`: a recipe over a model, and the report of what it cost.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use optix_base::escape_for_terminal;
+use optix_base::{OutFile, escape_for_terminal};
 use optix_io::{ExternalData, Loaded, SaveOptions};
 use optix_passes::PASSES;
 use optix_pipeline::report::{DataFacts, ModelFacts, Overlap, Report, SCHEMA};
@@ -25,6 +26,8 @@ pub struct Origin {
     pub name: String,
     /// Directory its paths are relative to; none for built-in ones.
     pub directory: Option<PathBuf>,
+    /// The file itself; none for built-in ones.
+    pub file: Option<PathBuf>,
 }
 
 fn origin(recipe: &str) -> anyhow::Result<Origin> {
@@ -33,7 +36,7 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
     if !is_path {
         if let Some(text) = recipes::find(recipe) {
             let name = format!("recipe {recipe}");
-            return Ok(Origin { text: text.to_owned(), name, directory: None });
+            return Ok(Origin { text: text.to_owned(), name, directory: None, file: None });
         }
         if !path.exists() {
             let hint = optix_pipeline::did_you_mean(recipe, recipes::RECIPES.iter().map(|(name, _)| *name));
@@ -42,15 +45,27 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
             );
         }
     }
-    let metadata = std::fs::metadata(path).with_context(|| format!("recipe {}", path.display()))?;
-    if metadata.len() > optix_pipeline::MAX_RECIPE_BYTES as u64 {
-        bail!("{}: {} bytes are too many for a recipe", path.display(), metadata.len());
+    let name = escape_for_terminal(&path.to_string_lossy()).into_owned();
+    let read = || format!("cannot read recipe {name}; check the path");
+    let metadata = std::fs::metadata(path).with_context(read)?;
+    // Before it is opened: a pipe would wait for somebody to write, a device may never end.
+    if metadata.is_dir() {
+        bail!("recipe {name}: it is a directory; name a file in it");
     }
-    let bytes = std::fs::read(path).with_context(|| format!("recipe {}", path.display()))?;
-    let text =
-        String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{}: it is not UTF-8 text", path.display()))?;
-    let directory = path.parent().map(Path::to_owned);
-    Ok(Origin { text, name: path.display().to_string(), directory })
+    if !metadata.is_file() {
+        bail!("recipe {name}: it is a pipe or device, not a file; save what it gives to a file first");
+    }
+    let most = optix_pipeline::MAX_RECIPE_BYTES as u64;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+        .with_context(read)?;
+    if bytes.len() as u64 > most {
+        bail!("recipe {name}: more than {most} bytes are too many for a recipe");
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| anyhow::anyhow!("recipe {name}: it is not UTF-8 text; save it as UTF-8"))?;
+    Ok(Origin { text, name, directory: path.parent().map(Path::to_owned), file: Some(path.to_owned()) })
 }
 
 /// Runs a recipe by name or path.
@@ -149,7 +164,6 @@ pub fn run_recipe(
         ..SaveOptions::default()
     };
     optix_io::check_target(&target, &save)?;
-    output.report.iter().try_for_each(|path| report::check(path))?;
     let calibration = match &recipe.data.calib {
         None => None,
         Some(path) => Some(CalibrationData {
@@ -161,6 +175,20 @@ pub fn run_recipe(
         None => None,
         Some(path) => Some((path, setup::dataset(global, path, recipe.data.eval_samples)?)),
     };
+    let datasets = calibration.iter().map(|data| &data.dataset);
+    let datasets: Vec<_> = datasets.chain(evaluation_data.iter().map(|(_, dataset)| dataset)).collect();
+    for dataset in &datasets {
+        dataset.bind(&setup::inputs(&loaded.model)?, setup::BATCH)?;
+    }
+    // What is only read must survive, even where the model itself is replaced.
+    let files: Vec<PathBuf> =
+        datasets.iter().flat_map(|dataset| dataset.files()).chain(origin.file.clone()).collect();
+    let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    OutFile::check(&target, &inputs)?;
+    inputs.extend(loaded.sources.iter().map(|source| source.path()));
+    output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
+    let outputs: Vec<&Path> = output.report.iter().chain([&target]).map(PathBuf::as_path).collect();
+    OutFile::check_distinct(&outputs)?;
     let mut oracle = setup::engine(global)?;
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
@@ -197,7 +225,24 @@ pub fn run_recipe(
             screen::note(&format!("{:>9.3} ms  {}", step.seconds * 1e3, step.id));
         }
     }
-    let stats = optix_io::save(&model, &target, &save)?;
+    // Evaluated before anything is written: labels may turn out to be wrong as late as here.
+    let evaluation = match &evaluation_data {
+        None => None,
+        Some((_, dataset)) => {
+            let evaluation =
+                evaluation::evaluate(&mut oracle, &loaded.model, &model, dataset, "top1", &bars)?;
+            bars.finish();
+            Some(evaluation)
+        }
+    };
+    let overlap = match (&calibration, &evaluation_data) {
+        (Some(calibration), Some((_, dataset))) => {
+            let shared = optix_data::overlap(calibration.dataset.hashes()?, dataset.hashes()?)?;
+            Some(Overlap { samples: shared.count, of: shared.second_set })
+        }
+        _ => None,
+    };
+    let prepared = optix_io::prepare(&model, &target, &save)?;
     let mut facts = Report {
         schema: SCHEMA.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -208,13 +253,13 @@ pub fn run_recipe(
         input: input_facts(&loaded, model_path),
         output: ModelFacts {
             path: target.display().to_string(),
-            bytes: stats.bytes,
+            bytes: prepared.stats().bytes,
             nodes: model.walk().count() as u64,
             tensor_bytes: model.tensor_bytes(),
             blake3: None,
         },
         steps,
-        warnings: loaded.warnings.clone(),
+        warnings: loaded.warnings.iter().cloned().chain(setup::non_finite(&loaded.model)).collect(),
         ..Report::default()
     };
     if let Some(calibration) = &calibration {
@@ -226,29 +271,28 @@ pub fn run_recipe(
             samples: samples.copied().unwrap_or(0),
         });
     }
-    if let Some((path, dataset)) = &evaluation_data {
-        let evaluation = evaluation::evaluate(&mut oracle, &loaded.model, &model, dataset, "top1", &bars)?;
-        bars.finish();
+    if let (Some((path, _)), Some(evaluation)) = (&evaluation_data, &evaluation) {
         facts.data.push(DataFacts {
             role: "evaluation".to_owned(),
             path: path.display().to_string(),
             samples: evaluation.samples,
         });
-        if let Some(calibration) = &calibration {
-            let shared = optix_data::overlap(calibration.dataset.hashes()?, dataset.hashes()?)?;
-            facts.overlap = Some(Overlap { samples: shared.count, of: shared.second_set });
-            if shared.count > 0 {
-                facts.warnings.push(format!(
-                    "{} of {} evaluation samples were calibrated on: the figures flatter the result",
-                    shared.count, shared.second_set
-                ));
-            }
-        }
-        facts.evaluation = Some(evaluation);
     }
+    if let Some(overlap) = overlap.as_ref().filter(|overlap| overlap.samples > 0) {
+        facts.warnings.push(format!(
+            "{} of {} evaluation samples were calibrated on: the figures flatter the result",
+            overlap.samples, overlap.of
+        ));
+    }
+    facts.overlap = overlap;
+    facts.evaluation = evaluation;
     facts.requirements = evaluation::check(&recipe.require, &facts);
+    // Not kept is never written: whatever stood there stays.
+    if output.keep_failed || facts.requirements.iter().all(|requirement| requirement.met) {
+        prepared.commit()?;
+    }
     facts.seconds = started.elapsed().as_secs_f64();
-    finish(global, output, &facts, &stats.files)
+    finish(global, output, &facts)
 }
 
 fn check_print_after(recipe: &Recipe, debugging: &Debugging) -> anyhow::Result<()> {
@@ -272,7 +316,7 @@ fn input_facts(loaded: &Loaded, path: &Path) -> ModelFacts {
 }
 
 /// Prints and writes the report; a missed requirement becomes the exit code.
-fn finish(global: &Global, output: &Output, facts: &Report, files: &[PathBuf]) -> anyhow::Result<()> {
+fn finish(global: &Global, output: &Output, facts: &Report) -> anyhow::Result<()> {
     for path in &output.report {
         report::write(facts, path)?;
     }
@@ -283,11 +327,6 @@ fn finish(global: &Global, output: &Output, facts: &Report, files: &[PathBuf]) -
     }
     let missed = facts.requirements.iter().filter(|requirement| !requirement.met).count();
     if missed > 0 {
-        if !output.keep_failed && !output.in_place {
-            for file in files {
-                std::fs::remove_file(file).with_context(|| format!("removing {}", file.display()))?;
-            }
-        }
         return Err(Missed(missed).into());
     }
     Ok(())

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use optix_base::{CancelToken, ErrorClass, Limits};
 use optix_data::{Batch, DataError, Dataset, InputSpec, OpenOptions};
 use optix_io::{LoadOptions, Loaded};
-use optix_ir::{Model, Type};
+use optix_ir::{AttributeValue, Model, Type};
 use optix_pipeline::Calibration;
 use optix_runtime::EngineOracle;
 
@@ -25,6 +25,43 @@ pub fn limits(global: &Global) -> anyhow::Result<Limits> {
 pub fn load(global: &Global, path: &Path) -> anyhow::Result<Loaded> {
     let options = LoadOptions { map: !global.no_mmap, limits: limits(global)? };
     Ok(optix_io::load(path, &options)?)
+}
+
+/// Weights named in warnings; the rest is counted.
+const NAMED: usize = 20;
+
+/// One warning for every weight with values that are NaN or infinite: legal, and hardly ever meant.
+pub fn non_finite(model: &Model) -> Vec<String> {
+    let constants = model.values().filter_map(|value| {
+        let value = model.value(value);
+        Some((value.name(), value.tensor()?))
+    });
+    let attributes = model.walk().flat_map(|node| {
+        let node = model.node(node);
+        node.attributes.iter().filter_map(|attribute| match &attribute.value {
+            AttributeValue::Tensor(stored) => Some((node.name.as_str(), &stored.tensor)),
+            _ => None,
+        })
+    });
+    let mut warnings = Vec::new();
+    let mut more = 0u64;
+    for (name, tensor) in constants.chain(attributes) {
+        let (nan, infinite) = tensor.non_finite();
+        if nan + infinite == 0 {
+            continue;
+        }
+        if warnings.len() < NAMED {
+            let shown: String = name.chars().take(100).collect();
+            let of = tensor.len();
+            warnings.push(format!("weight `{shown}`: {nan} NaN and {infinite} infinite values of {of}"));
+        } else {
+            more += 1;
+        }
+    }
+    if more > 0 {
+        warnings.push(format!("{more} more weights have NaN or infinite values"));
+    }
+    warnings
 }
 
 /// The engine of the run.

@@ -41,10 +41,10 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
     }
 }
 
-/// Checks that a report can be written, before the work it reports on.
-pub fn check(path: &Path) -> anyhow::Result<()> {
+/// Checks that a report can be written and is none of the inputs, before the work it reports on.
+pub fn check(path: &Path, inputs: &[&Path]) -> anyhow::Result<()> {
     kind(path)?;
-    Ok(OutFile::check(path, &[])?)
+    Ok(OutFile::check(path, inputs)?)
 }
 
 /// The report as JSON text.

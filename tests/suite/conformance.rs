@@ -96,7 +96,9 @@ fn run_case(case: &Case, model: &Model) -> Result<(), Ending> {
             OpError::NoKernel(op) => Ending::Unsupported(format!("no kernel for {op}")),
             OpError::Unsupported { .. } => Ending::Unsupported(error.source.to_string()),
             // The cases are valid by definition.
-            OpError::Invalid { .. } | OpError::TooLarge { .. } => Ending::Wrong(error.to_string()),
+            OpError::Invalid { .. } | OpError::TooLarge { .. } | OpError::NoMemory { .. } => {
+                Ending::Wrong(error.to_string())
+            }
         })?;
         assert_eq!(outputs.len(), set.outputs.len(), "outputs of the graph");
         for (index, (got, expected)) in outputs.iter().zip(&set.outputs).enumerate() {

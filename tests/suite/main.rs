@@ -8,6 +8,7 @@ mod conformance;
 mod documents;
 mod examples;
 mod generated;
+mod hostile;
 mod models;
 mod program;
 mod recipes;

@@ -44,6 +44,8 @@ impl ErrorClass {
         match error.kind() {
             NotFound | NotADirectory | IsADirectory | InvalidInput | InvalidFilename | AlreadyExists
             | InvalidData | UnexpectedEof => ErrorClass::Input,
+            // Links in a circle (ELOOP), which the standard library gives no stable name.
+            _ if error.raw_os_error() == Some(40) => ErrorClass::Input,
             _ => ErrorClass::Environment,
         }
     }

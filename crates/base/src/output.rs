@@ -50,6 +50,8 @@ impl OutputError {
     /// An error of the system while writing to `path`.
     pub fn io(path: &Path, source: io::Error) -> OutputError {
         let hint = match source.raw_os_error() {
+            // No permission (EACCES, EPERM); a directory that takes no files, as in /proc (ENOENT).
+            Some(1 | 2 | 13) => "; no file can be made there: choose another directory".to_owned(),
             Some(28) => "; make room on that disk or choose another directory".to_owned(),
             Some(30) => "; that file system is read-only: choose another directory".to_owned(),
             Some(27) => "; the file would be larger than this process may write (ulimit -f)".to_owned(),
@@ -76,7 +78,8 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 impl OutFile {
     /// Checks that a file can appear at `target`: its directory exists, and what stands there now, if
-    /// anything, is a plain file that is none of `inputs` (the same file under any name).
+    /// anything, is a plain file that is none of `inputs` (the same file under any name) and in none of the
+    /// directories among them.
     ///
     /// # Errors
     /// With what is wrong and what helps. Called before long work, so that it does not end in vain.
@@ -95,8 +98,11 @@ impl OutFile {
             }
             Ok(found) if !found.is_file() => return refuse("it is a device, pipe or socket", input),
             Ok(found) => {
-                let same = |path: &&Path| {
-                    std::fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (found.dev(), found.ino()))
+                let real = target.canonicalize().unwrap_or_default();
+                let same = |path: &&Path| match std::fs::metadata(path) {
+                    Ok(m) if m.is_dir() => path.canonicalize().is_ok_and(|path| real.starts_with(path)),
+                    Ok(m) => (m.dev(), m.ino()) == (found.dev(), found.ino()),
+                    Err(_) => false,
                 };
                 if inputs.iter().any(same) {
                     return refuse(
@@ -122,6 +128,30 @@ impl OutFile {
         let (file, path) = open_temporary(&directory, target)?;
         drop(file);
         std::fs::remove_file(&path).map_err(|error| OutputError::io(target, error))
+    }
+
+    /// Checks that no two of several files that are to appear would be one.
+    ///
+    /// # Errors
+    /// Names the second of them.
+    pub fn check_distinct(targets: &[&Path]) -> Result<(), OutputError> {
+        let place = |target: &Path| {
+            let directory = directory_of(target);
+            (directory.canonicalize().unwrap_or(directory), target.file_name().map(ToOwned::to_owned))
+        };
+        let mut places: Vec<_> = Vec::new();
+        for target in targets {
+            let place = place(target);
+            if places.contains(&place) {
+                return Err(OutputError::Target {
+                    path: shown(target),
+                    what: "another output of this run goes there too; choose another name".to_owned(),
+                    class: ErrorClass::Input,
+                });
+            }
+            places.push(place);
+        }
+        Ok(())
     }
 
     /// Starts a file that will appear at `target`.

@@ -1,6 +1,6 @@
 //! A data set: a source, the selection of its samples, and the steps for each input.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use optix_base::Limits;
@@ -129,6 +129,15 @@ impl Dataset {
         &self.inner.arrays
     }
 
+    /// The files and directories it is read from: what no output may replace.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let spec = &self.inner.spec;
+        let mut files = vec![spec.path.clone()];
+        files.extend(spec.file.clone());
+        files.extend(source::labels_file(self.inner.kind, &spec.path, spec.labels.as_deref(), &spec.base));
+        files
+    }
+
     /// Whether samples have labels.
     pub fn has_labels(&self) -> bool {
         self.inner.has_labels
@@ -212,7 +221,7 @@ impl Dataset {
     }
 
     pub(crate) fn spec_error(&self, message: String) -> DataError {
-        let origin = crate::error::shown(self.path());
+        let origin = crate::error::shown(self.spec().file.as_deref().unwrap_or(self.path()));
         let message = crate::error::escape_lines(&message);
         SpecError { origin, line_column: None, message, excerpt: String::new() }.into()
     }

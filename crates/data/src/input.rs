@@ -20,8 +20,11 @@ const FREE_BYTES: u64 = 64 << 20;
 pub(crate) fn open_plain(path: &Path) -> Result<(File, u64), DataError> {
     let metadata = std::fs::metadata(path).map_err(|error| DataError::read(path, error))?;
     if !metadata.is_file() {
-        let what =
-            if metadata.is_dir() { "it is a directory, a file is needed" } else { "it is not a plain file" };
+        let what = if metadata.is_dir() {
+            "it is a directory, a file is needed"
+        } else {
+            "it is a pipe or device; save its data to a file first"
+        };
         return Err(DataError::invalid(path, "", what));
     }
     let file = File::open(path).map_err(|error| DataError::read(path, error))?;

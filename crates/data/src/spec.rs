@@ -37,6 +37,8 @@ pub const MAX_SPEC_BYTES: u64 = 1 << 20;
 /// What a data set is: a parsed `data.toml`, or what stands for it when only a path is given.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DataSpec {
+    /// The `data.toml`; `None` when there is only a path.
+    pub file: Option<PathBuf>,
     /// The kind; `None` to find it out from the contents.
     pub kind: Option<Kind>,
     /// The data file or directory.
@@ -201,7 +203,7 @@ impl DataSpec {
         let text =
             String::from_utf8(bytes).map_err(|_| DataError::invalid(path, "", "it is not UTF-8 text"))?;
         let base = path.parent().unwrap_or(Path::new(""));
-        Ok(Self::parse(&text, &shown(path), base)?)
+        Ok(DataSpec { file: Some(path.to_owned()), ..Self::parse(&text, &shown(path), base)? })
     }
 
     /// Parses the text of a `data.toml`; `origin` names it in errors, relative paths start at `base`.
@@ -307,6 +309,7 @@ fn check_source(source: &Text<'_>, table: SourceTable, base: &Path) -> Result<Da
         }
     }
     Ok(DataSpec {
+        file: None,
         kind,
         path: base.join(table.path.get_ref()),
         labels: table.labels.map(Spanned::into_inner),

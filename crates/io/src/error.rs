@@ -77,11 +77,35 @@ impl IoError {
             | IoError::Unwritable { .. } => ErrorClass::Input,
         }
     }
+
+    /// What helps, where the message itself does not say it.
+    pub fn cure(&self) -> Option<&'static str> {
+        match self {
+            IoError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("check the path")
+            }
+            IoError::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("check the permissions of the file")
+            }
+            IoError::NotAModel { .. } => Some("give an ONNX file"),
+            IoError::Content { .. } => Some(
+                "the file is damaged, or what wrote it has a fault: fetch it again, or export the model again",
+            ),
+            _ => None,
+        }
+    }
 }
 
-/// A path made fit for a message.
+/// A path made fit for a message: a very long one, which only a hostile file names, loses its middle.
 pub(crate) fn shown_path(path: &Path) -> String {
-    escape_for_terminal(&path.to_string_lossy()).into_owned()
+    let path = path.to_string_lossy();
+    let count = path.chars().count();
+    if count <= 10 * SHOWN {
+        return escape_for_terminal(&path).into_owned();
+    }
+    let start: String = path.chars().take(SHOWN).collect();
+    let end: String = path.chars().skip(count.saturating_sub(SHOWN)).collect();
+    format!("{}...{}", escape_for_terminal(&start), escape_for_terminal(&end))
 }
 
 /// Characters of a foreign name that a message shows.

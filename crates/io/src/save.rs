@@ -54,10 +54,42 @@ pub struct SaveStats {
 /// When the target is no place for a file, the disk is full, an input was changed meanwhile, or the format
 /// cannot hold the model. Nothing has changed then.
 pub fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<SaveStats, IoError> {
+    prepare(model, path, options)?.commit()
+}
+
+/// Files that are written and synced but have not appeared. Dropped, nothing is left of them and what stood
+/// in their place stays.
+pub struct Prepared {
+    stats: SaveStats,
+    commit: Box<dyn FnOnce() -> Result<(), IoError>>,
+}
+
+impl Prepared {
+    /// What was written.
+    pub fn stats(&self) -> &SaveStats {
+        &self.stats
+    }
+
+    /// Lets the files appear.
+    ///
+    /// # Errors
+    /// As [`save`].
+    pub fn commit(self) -> Result<SaveStats, IoError> {
+        (self.commit)()?;
+        Ok(self.stats)
+    }
+}
+
+/// Does everything of [`save`] but the last step, for callers who first want to know the sizes.
+///
+/// # Errors
+/// As [`save`].
+pub fn prepare(model: &Model, path: &Path, options: &SaveOptions) -> Result<Prepared, IoError> {
+    let at_once = |stats| Prepared { stats, commit: Box::new(|| Ok(())) };
     match options.format.unwrap_or_else(|| format_of(model, path)) {
-        Format::Onnx => save_onnx(model, path, options),
-        Format::Safetensors => safetensors::save_file(model, path, options),
-        Format::SafetensorsDirectory => safetensors::save_directory(model, path, options),
+        Format::Onnx => prepare_onnx(model, path, options),
+        Format::Safetensors => safetensors::save_file(model, path, options).map(at_once),
+        Format::SafetensorsDirectory => safetensors::save_directory(model, path, options).map(at_once),
     }
 }
 
@@ -120,12 +152,7 @@ pub(crate) fn check_file(path: &Path, options: &SaveOptions) -> Result<(), IoErr
     Ok(OutFile::check(path, if options.in_place { &[] } else { &inputs })?)
 }
 
-/// Checks the inputs once more, right before something made from them appears.
-pub(crate) fn check_inputs(options: &SaveOptions, used: &[SourceFile]) -> Result<(), IoError> {
-    options.inputs.iter().chain(used).try_for_each(SourceFile::check_unchanged)
-}
-
-fn save_onnx(model: &Model, path: &Path, options: &SaveOptions) -> Result<SaveStats, IoError> {
+fn prepare_onnx(model: &Model, path: &Path, options: &SaveOptions) -> Result<Prepared, IoError> {
     check_file(path, options)?;
     let unwritable = |what: &str| IoError::Unwritable { path: path.to_owned(), what: what.to_owned() };
     let mut data_name = path.file_name().unwrap_or_default().to_owned();
@@ -169,16 +196,22 @@ fn save_onnx(model: &Model, path: &Path, options: &SaveOptions) -> Result<SaveSt
         note(&mut used, source);
     }
     out.sync()?;
-    check_inputs(options, &used)?;
     // What is referred to appears before what refers to it.
-    if let Some((target, out)) = data_file {
-        out.commit()?;
+    let mut outs = Vec::new();
+    if let Some((target, data)) = data_file {
         stats.files.push(target);
+        outs.push(data);
     }
-    out.commit()?;
     stats.files.push(path.to_owned());
+    outs.push(out);
     stats.bytes = stats.bytes.saturating_add(u64::from(size));
-    Ok(stats)
+    used.extend(options.inputs.iter().cloned());
+    let commit = move || {
+        // Once more, right before something made from them appears.
+        used.iter().try_for_each(SourceFile::check_unchanged)?;
+        Ok(outs.into_iter().try_for_each(OutFile::commit)?)
+    };
+    Ok(Prepared { stats, commit: Box::new(commit) })
 }
 
 fn write_data(data: &onnx::DataFile, out: &mut File, used: &mut Vec<SourceFile>) -> io::Result<()> {

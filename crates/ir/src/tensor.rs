@@ -120,6 +120,30 @@ impl Tensor {
         Tensor { dtype: T::DTYPE, shape, bytes: Bytes::from_owner(Owned(data)) }
     }
 
+    /// How many elements are NaN and how many infinite. Types without such values have none; float8 and
+    /// complex elements are not looked into.
+    pub fn non_finite(&self) -> (usize, usize) {
+        fn count<const N: usize>(bytes: &[u8], infinity: u64, number: fn([u8; N]) -> u64) -> (usize, usize) {
+            // Without its sign a float is ordered as its bits are: infinity first, then every NaN.
+            let sign = !(1u64 << (8 * N - 1));
+            bytes
+                .as_chunks::<N>()
+                .0
+                .iter()
+                .map(|chunk| number(*chunk) & sign)
+                .fold((0, 0), |(nan, inf), bits| {
+                    (nan + usize::from(bits > infinity), inf + usize::from(bits == infinity))
+                })
+        }
+        match self.dtype {
+            DType::F32 => count(&self.bytes, 0x7f80_0000, |chunk| u32::from_le_bytes(chunk).into()),
+            DType::F64 => count(&self.bytes, 0x7ff0_0000_0000_0000, u64::from_le_bytes),
+            DType::F16 => count(&self.bytes, 0x7c00, |chunk| u16::from_le_bytes(chunk).into()),
+            DType::BF16 => count(&self.bytes, 0x7f80, |chunk| u16::from_le_bytes(chunk).into()),
+            _ => (0, 0),
+        }
+    }
+
     /// A rank-0 tensor.
     pub fn scalar<T: Element>(value: T) -> Tensor {
         Tensor::from_vec(vec![], vec![value])
@@ -415,6 +439,20 @@ impl fmt::Debug for Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nan_and_infinity_are_counted() {
+        let odd = [1.0, f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -0.0, 1e-45];
+        assert_eq!(Tensor::from_vec(vec![8], odd.to_vec()).non_finite(), (2, 2));
+        let wide: Vec<f64> = odd.iter().map(|&x| f64::from(x)).collect();
+        assert_eq!(Tensor::from_vec(vec![8], wide).non_finite(), (2, 2));
+        let half: Vec<f16> = odd.iter().map(|&x| f16::from_f32(x)).collect();
+        // The greatest float32 is beyond float16.
+        assert_eq!(Tensor::from_vec(vec![8], half).non_finite(), (2, 3));
+        let brain: Vec<bf16> = odd.iter().map(|&x| bf16::from_f32(x)).collect();
+        assert_eq!(Tensor::from_vec(vec![8], brain).non_finite(), (2, 3));
+        assert_eq!(Tensor::from_i64s(&[-1, i64::MAX]).non_finite(), (0, 0));
+    }
 
     #[test]
     fn packed_codes_round_trip() {

@@ -34,7 +34,20 @@ pub enum OpError {
         /// Bytes allowed.
         limit: u64,
     },
+    /// The machine has no memory for the result.
+    #[error(
+        "{op}: there is no memory for a result of {bytes} bytes; feed fewer samples or use a machine with more"
+    )]
+    NoMemory {
+        /// The operator.
+        op: String,
+        /// Bytes the result would take.
+        bytes: u64,
+    },
 }
+
+/// Results smaller than this are allocated without asking first.
+const ASKED: u64 = 64 << 20;
 
 /// Computes all outputs of a node, in order. Trailing optional outputs may be left out of the vector.
 pub type Kernel = fn(&Call<'_>) -> Result<Vec<Tensor>, OpError>;
@@ -115,7 +128,8 @@ impl<'a> Call<'a> {
     /// Checks the size of a result before it is allocated.
     ///
     /// # Errors
-    /// [`OpError::TooLarge`] when `shape` of `dtype` takes more than the limit.
+    /// [`OpError::TooLarge`] when `shape` of `dtype` takes more than the limit, [`OpError::NoMemory`] when
+    /// there is not as much.
     pub fn check_size(&self, dtype: DType, shape: &[usize]) -> Result<(), OpError> {
         let count = optix_ir::element_count(shape);
         let bytes =
@@ -123,6 +137,12 @@ impl<'a> Call<'a> {
         let bytes = bytes.map_or(u64::MAX, |bytes| bytes as u64);
         if bytes > self.limit {
             return Err(OpError::TooLarge { op: self.node.op_type.clone(), bytes, limit: self.limit });
+        }
+        // An allocation that fails ends the process. So a large one is tried first, and given back.
+        let fits = bytes < ASKED
+            || usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok());
+        if !fits {
+            return Err(OpError::NoMemory { op: self.node.op_type.clone(), bytes });
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ pub struct RunOptions {
     pub dump_dir: Option<PathBuf>,
     /// Apply only so many rewrites over all steps, to bisect.
     pub stop_after_patch: Option<u64>,
-    /// Where to leave a reproducer when a pass fails; none to leave none.
+    /// Where to leave a reproducer when a pass is at fault (never for bad input); none to leave none.
     pub reproducer_dir: Option<PathBuf>,
     /// The command line, for the reproducer.
     pub command: String,
@@ -96,8 +96,14 @@ fn reproducer_note(path: &Option<PathBuf>) -> String {
 impl RunError {
     /// Whether this is a fault of optix and not of the input.
     pub fn is_internal(&self) -> bool {
+        self.fault.is_internal()
+    }
+}
+
+impl StepFault {
+    fn is_internal(&self) -> bool {
         matches!(
-            &*self.fault,
+            self,
             StepFault::Invalid(_)
                 | StepFault::Promise(_)
                 | StepFault::Pass(
@@ -138,11 +144,11 @@ pub fn run(
         match run_step(step, model, resources, options, &mut patches_left) {
             Ok(report) => reports.push(report),
             Err(fault) => {
-                let interrupted = matches!(fault, StepFault::Pass(PassError::Interrupted));
+                // Bad data or options need no reproducer: whoever gave them has them.
                 let reproducer = options
                     .reproducer_dir
                     .as_deref()
-                    .filter(|_| !interrupted)
+                    .filter(|_| fault.is_internal())
                     .and_then(|dir| write_reproducer(dir, recipe, step, &before, &options.command).ok());
                 *model = before;
                 return Err(RunError { step: step.id.clone(), fault: Box::new(fault), reproducer });

@@ -1,6 +1,7 @@
 //! What passes may ask of an engine, answered by [`Engine`]s.
 
 use optix_ir::{Model, Tensor, ValueId};
+use optix_ops::OpError;
 use optix_pipeline::{Batches, Oracle, OracleError, PairVisitor, Visitor};
 
 use crate::engine::{Engine, LoadOptions, Session};
@@ -31,6 +32,9 @@ impl From<RuntimeError> for OracleError {
         match error {
             RuntimeError::Unsupported { engine, nodes } => {
                 OracleError::Unsupported { engine, nodes: nodes.iter().map(ToString::to_string).collect() }
+            }
+            RuntimeError::Node { node, source: source @ OpError::NoMemory { .. } } => {
+                OracleError::Environment(format!("node {node}: {source}"))
             }
             RuntimeError::Node { node, source } => OracleError::Node { node, what: source.to_string() },
             RuntimeError::Internal { node, what } => OracleError::Internal { node, what },

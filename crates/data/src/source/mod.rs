@@ -177,6 +177,16 @@ fn names_in(path: &Path) -> Result<Vec<String>, DataError> {
     Ok(names)
 }
 
+/// The file that the labels of a source are in, where they are in one of their own.
+pub(crate) fn labels_file(kind: Kind, path: &Path, labels: Option<&str>, base: &Path) -> Option<PathBuf> {
+    let given = labels.map(|labels| base.join(labels));
+    match kind {
+        Kind::Idx => given.or_else(|| idx::labels_beside(path)),
+        Kind::Npy if !path.is_dir() => given,
+        _ => None,
+    }
+}
+
 /// Opens a source.
 pub(crate) fn open(
     kind: Kind,
@@ -185,12 +195,11 @@ pub(crate) fn open(
     base: &Path,
     limits: &Limits,
 ) -> Result<Box<dyn Source>, DataError> {
-    let beside = |labels: &str| base.join(labels);
+    let labels_file = labels_file(kind, path, labels, base);
     match kind {
         Kind::Idx => {
             let array = idx::open(path, limits)?;
-            let labels = labels.map(beside).or_else(|| idx::labels_beside(path));
-            let labels = match labels {
+            let labels = match labels_file {
                 Some(path) => Some((idx::open(&path, limits)?, path)),
                 None => None,
             };
@@ -199,7 +208,7 @@ pub(crate) fn open(
         Kind::Npy if path.is_dir() => npy_directory::open(path, labels, limits),
         Kind::Npy => {
             let array = npy_file(path, limits)?;
-            let labels = match labels.map(beside) {
+            let labels = match labels_file {
                 Some(path) => Some((npy_file(&path, limits)?, path)),
                 None => None,
             };

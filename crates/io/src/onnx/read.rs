@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use optix_base::{Budget, BudgetError, Limits};
+use optix_base::{Budget, BudgetError, ErrorClass, Limits};
 use optix_ir::{
     Encoding, Function, GraphId, Initializer, Model, Node, OpsetImport, Position, Property, StoredSparse,
     StoredTensor, ValueId, ValueInfo,
@@ -434,6 +434,10 @@ impl Reader {
         match result {
             Ok(tensor) => Ok(tensor),
             Err(Refusal::Content(what)) => self.bad(place, what),
+            // Which file it is, is the model's choice: so the message names the model.
+            Err(Refusal::File(error)) if error.class() == ErrorClass::Input => {
+                self.bad(place, format!("its data file: {error}"))
+            }
             Err(Refusal::File(error)) => Err(error),
         }
     }

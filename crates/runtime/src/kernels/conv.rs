@@ -76,6 +76,15 @@ impl Prepared for Conv {
             return Ok(None);
         };
         let spatial = weights.rank() - 2;
+        // The reference kernel says what is wrong with a shape that is not the weights'.
+        let declared = call.node.ints("kernel_shape").into_iter().flatten();
+        if call.node.ints("kernel_shape").is_some()
+            && declared
+                .map(|&size| usize::try_from(size).ok())
+                .ne(weights.shape()[2..].iter().copied().map(Some))
+        {
+            return Ok(None);
+        }
         if input.rank() != weights.rank() || input.shape()[1] != shape.channels || input.is_empty() {
             return Ok(None);
         }
