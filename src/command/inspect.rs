@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use optix_base::escape_for_terminal;
+use optix_io::Format;
 use optix_ir::{Model, Type, ValueInfo};
 use serde_json::json;
 
@@ -61,7 +62,7 @@ pub fn inspect(global: &Global, path: &Path, as_json: bool, as_text: bool) -> an
         });
         return screen::result(&screen::json_text(&document));
     }
-    screen::result(&describe(path, bytes, model, &operators, &types))?;
+    screen::result(&describe(path, loaded.format, bytes, model, &operators, &types))?;
     loaded
         .warnings
         .iter()
@@ -71,6 +72,7 @@ pub fn inspect(global: &Global, path: &Path, as_json: bool, as_text: bool) -> an
 
 fn describe(
     path: &Path,
+    format: Format,
     bytes: u64,
     model: &Model,
     operators: &BTreeMap<String, u64>,
@@ -89,7 +91,19 @@ fn describe(
             )
         })
         .collect();
-    text.push_str(&format!("\nIR version {}, operator sets: {}\n", model.ir_version, opsets.join(", ")));
+    match format {
+        Format::Onnx => {
+            text.push_str(&format!(
+                "\nIR version {}, operator sets: {}\n",
+                model.ir_version,
+                opsets.join(", ")
+            ));
+        }
+        Format::Safetensors => text.push_str("\nsafetensors: weights without a graph\n"),
+        Format::SafetensorsDirectory => {
+            text.push_str("\nHugging Face directory: safetensors, weights without a graph\n");
+        }
+    }
     if !model.producer_name.is_empty() {
         let producer = format!("{} {}", model.producer_name, model.producer_version);
         text.push_str(&format!("made by {}\n", escape_for_terminal(producer.trim())));
@@ -109,7 +123,9 @@ fn describe(
     counted.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
     let listed: Vec<String> =
         counted.iter().map(|(op, count)| format!("{} {count}", escape_for_terminal(op))).collect();
-    text.push_str(&format!("nodes   {}: {}\n", model.walk().count(), listed.join(", ")));
+    if format == Format::Onnx {
+        text.push_str(&format!("nodes   {}: {}\n", model.walk().count(), listed.join(", ")));
+    }
     if !model.functions.is_empty() {
         text.push_str(&format!("functions {}\n", model.functions.len()));
     }

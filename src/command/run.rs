@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use optix_base::{OutFile, escape_for_terminal};
-use optix_io::{ExternalData, Loaded, SaveOptions};
+use optix_io::{ExternalData, Format, Loaded, SaveOptions};
 use optix_passes::PASSES;
 use optix_pipeline::report::{DataFacts, ModelFacts, Overlap, Report, SCHEMA};
 use optix_pipeline::runner::{self, RunOptions};
@@ -161,8 +161,9 @@ pub fn run_recipe(
         inputs: loaded.sources.clone(),
         in_place: output.in_place,
         external_data: if output.external_data { ExternalData::Always } else { ExternalData::Auto },
-        ..SaveOptions::default()
+        format: Some(optix_io::output_format(&target, loaded.format)?),
     };
+    check_has_graph(&loaded, &recipe, model_path)?;
     optix_io::check_target(&target, &save)?;
     let calibration = match &recipe.data.calib {
         None => None,
@@ -293,6 +294,18 @@ pub fn run_recipe(
     }
     facts.seconds = started.elapsed().as_secs_f64();
     finish(global, output, &facts)
+}
+
+/// Passes work on graphs; from weights alone, eliminate-dead would leave nothing.
+fn check_has_graph(loaded: &Loaded, recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
+    if loaded.format == Format::Onnx || recipe.steps.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{}: these are weights without a graph, and `{}` works on a graph; export the model to ONNX",
+        escape_for_terminal(&path.to_string_lossy()),
+        recipe.steps[0].id
+    );
 }
 
 fn check_print_after(recipe: &Recipe, debugging: &Debugging) -> anyhow::Result<()> {

@@ -12,6 +12,7 @@ mod hostile;
 mod models;
 mod program;
 mod recipes;
+mod reproducer;
 mod roundtrip;
 mod schema;
 mod tidy;

@@ -117,7 +117,7 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("optix-io", "crates/io", &["base", "ir"]),
     ("optix-data", "crates/data", &["base", "ir", "io"]),
     ("optix-pipeline", "crates/pipeline", &["base", "ir", "ops", "io", "data"]),
-    ("optix-runtime", "crates/runtime", &["base", "ir", "ops", "pipeline"]),
+    ("optix-runtime", "crates/runtime", &["base", "ir", "ops", "io", "pipeline"]),
     ("optix-passes", "passes", &["base", "ir", "ops", "pipeline"]),
 ];
 

@@ -87,7 +87,9 @@ impl IoError {
             IoError::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("check the permissions of the file")
             }
-            IoError::NotAModel { .. } => Some("give an ONNX file"),
+            IoError::NotAModel { .. } => {
+                Some("give an ONNX file, a safetensors file or a Hugging Face directory")
+            }
             IoError::Content { .. } => Some(
                 "the file is damaged, or what wrote it has a fault: fetch it again, or export the model again",
             ),

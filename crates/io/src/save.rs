@@ -65,6 +65,22 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// Files that `commit` lets appear. Right before it does, what they were made from is looked at once
+    /// more.
+    pub(crate) fn new(
+        stats: SaveStats,
+        mut used: Vec<SourceFile>,
+        options: &SaveOptions,
+        commit: impl FnOnce() -> Result<(), IoError> + 'static,
+    ) -> Prepared {
+        used.extend(options.inputs.iter().cloned());
+        let commit = move || {
+            used.iter().try_for_each(SourceFile::check_unchanged)?;
+            commit()
+        };
+        Prepared { stats, commit: Box::new(commit) }
+    }
+
     /// What was written.
     pub fn stats(&self) -> &SaveStats {
         &self.stats
@@ -85,11 +101,10 @@ impl Prepared {
 /// # Errors
 /// As [`save`].
 pub fn prepare(model: &Model, path: &Path, options: &SaveOptions) -> Result<Prepared, IoError> {
-    let at_once = |stats| Prepared { stats, commit: Box::new(|| Ok(())) };
     match options.format.unwrap_or_else(|| format_of(model, path)) {
         Format::Onnx => prepare_onnx(model, path, options),
-        Format::Safetensors => safetensors::save_file(model, path, options).map(at_once),
-        Format::SafetensorsDirectory => safetensors::save_directory(model, path, options).map(at_once),
+        Format::Safetensors => safetensors::prepare_file(model, path, options),
+        Format::SafetensorsDirectory => safetensors::prepare_directory(model, path, options),
     }
 }
 
@@ -136,15 +151,33 @@ const TOO_LARGE: &str =
 /// As [`save`].
 pub fn check_target(path: &Path, options: &SaveOptions) -> Result<(), IoError> {
     match options.format {
-        Some(Format::Onnx) => {}
-        Some(_) => return safetensors::check_target(path),
-        None if path.extension().is_some_and(|extension| extension == "safetensors") => {
-            return safetensors::check_target(path);
-        }
-        None => {}
+        Some(Format::SafetensorsDirectory) => safetensors::check_directory(path, options),
+        _ => check_file(path, options),
     }
-    check_file(path, options)
 }
+
+/// The format in which a model that came in `input` is written to that path.
+///
+/// # Errors
+/// When that path asks for a format that cannot hold such a model.
+pub fn output_format(path: &Path, input: Format) -> Result<Format, IoError> {
+    let wanted = match path.extension().and_then(std::ffi::OsStr::to_str) {
+        Some("onnx") => Format::Onnx,
+        Some("safetensors") => Format::Safetensors,
+        _ => return Ok(input),
+    };
+    let unwritable = |what: &str| Err(IoError::Unwritable { path: path.to_owned(), what: what.to_owned() });
+    match (input, wanted) {
+        (Format::Onnx, Format::Safetensors) => unwritable(
+            "safetensors hold weights only, and this model has a graph; choose a name that ends in .onnx",
+        ),
+        (Format::Safetensors | Format::SafetensorsDirectory, Format::Onnx) => unwritable(NO_GRAPH),
+        _ => Ok(wanted),
+    }
+}
+
+/// Why weights are not written as ONNX.
+const NO_GRAPH: &str = "an ONNX file holds a graph, and these are weights without a graph; choose a name that ends in .safetensors";
 
 /// Checks that a file can appear there, and is none of the inputs.
 pub(crate) fn check_file(path: &Path, options: &SaveOptions) -> Result<(), IoError> {
@@ -153,6 +186,9 @@ pub(crate) fn check_file(path: &Path, options: &SaveOptions) -> Result<(), IoErr
 }
 
 fn prepare_onnx(model: &Model, path: &Path, options: &SaveOptions) -> Result<Prepared, IoError> {
+    if safetensors::format_of(model).is_some() {
+        return Err(IoError::Unwritable { path: path.to_owned(), what: NO_GRAPH.to_owned() });
+    }
     check_file(path, options)?;
     let unwritable = |what: &str| IoError::Unwritable { path: path.to_owned(), what: what.to_owned() };
     let mut data_name = path.file_name().unwrap_or_default().to_owned();
@@ -205,13 +241,7 @@ fn prepare_onnx(model: &Model, path: &Path, options: &SaveOptions) -> Result<Pre
     stats.files.push(path.to_owned());
     outs.push(out);
     stats.bytes = stats.bytes.saturating_add(u64::from(size));
-    used.extend(options.inputs.iter().cloned());
-    let commit = move || {
-        // Once more, right before something made from them appears.
-        used.iter().try_for_each(SourceFile::check_unchanged)?;
-        Ok(outs.into_iter().try_for_each(OutFile::commit)?)
-    };
-    Ok(Prepared { stats, commit: Box::new(commit) })
+    Ok(Prepared::new(stats, used, options, || Ok(outs.into_iter().try_for_each(OutFile::commit)?)))
 }
 
 fn write_data(data: &onnx::DataFile, out: &mut File, used: &mut Vec<SourceFile>) -> io::Result<()> {

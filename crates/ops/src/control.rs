@@ -16,7 +16,7 @@ pub type Body<'a, E> = &'a mut dyn FnMut(Vec<Datum>) -> Result<Vec<Datum>, E>;
 pub(crate) const OPERATORS: &[(&str, i64)] = &[("If", 1), ("Loop", 1), ("Scan", 8), ("SequenceMap", 17)];
 
 /// Most iterations of one loop: beyond that a file is hostile, not patient.
-const MOST_ITERATIONS: u64 = 1 << 24;
+const MOST_ITERATIONS: u64 = 1 << 20;
 
 fn too_few<T>(call: &DatumCall<'_>, what: &str) -> Result<T, OpError> {
     Err(call.invalid(format!("its body has too few {what}")))

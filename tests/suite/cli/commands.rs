@@ -52,11 +52,21 @@ fn inspect_reads_every_fixture() {
     }
     assert!(count >= 20, "{count} models");
     for weights in ["fixtures/safetensors/single.safetensors", "fixtures/safetensors/sharded"] {
-        let error = place.ends(&format!("inspect {weights}"), 2).stderr;
-        assert!(error.contains("safetensors"), "{error}");
+        let facts = place.json(&format!("inspect {weights} --json"));
+        assert_eq!(
+            (&facts["nodes"], facts["weights"].as_array().map(Vec::is_empty)),
+            (&0.into(), Some(false))
+        );
+        assert!(place.ok(&format!("inspect {weights}")).stdout.contains("weights without a graph"));
+        let error = place.ends(&format!("run clean {weights} -o out"), 2).stderr;
+        assert!(error.contains("weights without a graph"), "{error}");
+        place.write("nothing.toml", "version = 1\n");
+        place.ok(&format!("run ./nothing.toml {weights} -o {}", weights.replace('/', "-")));
+        let copy = place.json(&format!("inspect {} --json", weights.replace('/', "-")));
+        assert_eq!(copy["weights"], facts["weights"]);
     }
     let error = place.ends(&format!("run clean {MODEL} -o out.safetensors"), 2).stderr;
-    assert!(error.contains("not written yet"), "{error}");
+    assert!(error.contains("has a graph"), "{error}");
 }
 
 #[test]
