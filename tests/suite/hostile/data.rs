@@ -264,6 +264,58 @@ fn specifications() -> Vec<Row> {
     ]
 }
 
+/// Directories of samples: ONNX's test sets, numpy arrays.
+fn directories() -> Vec<Row> {
+    let sample = || super::pb::tensor("x", super::pb::FLOAT, &[1, 4], &floats(&[0.5; 4])).0;
+    let row = |name: &str, files: &[(&str, Vec<u8>)], says: &[&str]| {
+        let row = files.iter().fold(Row::new(name).file(MODEL, batched()), |row, (path, content)| {
+            row.file(&format!("in/set/{path}"), content.clone())
+        });
+        row.run(&["data", "check", "in/set", "--model", MODEL])
+            .run(&["quantize", MODEL, "-o", OUT, "--calib", "in/set"])
+            .run(&["infer", MODEL, "--data", "in/set", "-o", OUT])
+            .says(&["in/set"])
+            .says(says)
+    };
+    vec![
+        row(
+            "test set: sample that is none",
+            &[("test_data_set_0/input_0.pb", b"hello".to_vec())],
+            &["input_0.pb"],
+        ),
+        row(
+            "test set: sample that is cut",
+            &[("test_data_set_0/input_0.pb", sample()[..12].to_vec())],
+            &["input_0.pb"],
+        ),
+        row("test set: sample of no bytes", &[("test_data_set_0/input_0.pb", vec![])], &["input_0.pb"]),
+        row("test set: no inputs", &[("test_data_set_0/output_0.pb", sample())], &["test_data_set_0"]),
+        row(
+            "test set: second input is missing",
+            &[("test_data_set_0/input_0.pb", sample()), ("test_data_set_0/input_2.pb", sample())],
+            &["input_1"],
+        ),
+        row(
+            "test set: too many inputs",
+            &[("test_data_set_0/input_0.pb", sample()), ("test_data_set_0/input_1.pb", sample())],
+            &["do not fit the model"],
+        ),
+        row(
+            "directory of arrays: one is damaged",
+            &[("a.npy", array("<f4", "(4,)", &floats(&[1.0; 4]))), ("b.npy", b"hello".to_vec())],
+            &["b.npy"],
+        ),
+        row(
+            "directory of arrays: shapes differ",
+            &[
+                ("a.npy", array("<f4", "(4,)", &floats(&[1.0; 4]))),
+                ("b.npy", array("<f4", "(5,)", &floats(&[1.0; 5]))),
+            ],
+            &["different numbers of samples", "`a` 4, `b` 5"],
+        ),
+    ]
+}
+
 fn labels() -> Vec<Row> {
     let labelled = |dtype: &str, labels: Vec<u8>, count: u32| {
         npz(&[
@@ -357,6 +409,11 @@ fn damaged_idx_files() {
 #[test]
 fn wrong_specifications() {
     run_all(specifications());
+}
+
+#[test]
+fn damaged_directories() {
+    run_all(directories());
 }
 
 #[test]

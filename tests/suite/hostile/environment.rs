@@ -112,10 +112,6 @@ fn targets() -> Vec<Row> {
             .file(MODEL, model())
             .run(&["quantize", MODEL, "-o", "out/new.onnx", "--dump-dir", OUT])
             .says(&[OUT, "directory"]),
-        // Nothing is left in a directory that nobody reads but us.
-        to("output in a read-only place, watched", "/sys/kernel/model.onnx", &[])
-            .refused(3)
-            .watch(Path::new("/dev/shm")),
     ]
 }
 
@@ -206,6 +202,71 @@ fn bad_targets() {
 #[test]
 fn limits_of_the_system() {
     run_all(limits());
+}
+
+/// A file system of 64 KiB, where one may be mounted.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(directory: &Path) -> Option<Small> {
+        let done = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+            .arg(directory)
+            .stderr(std::process::Stdio::null())
+            .status();
+        done.is_ok_and(|status| status.success()).then(|| Small(directory.to_owned()))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+#[allow(clippy::print_stdout, reason = "says what was skipped")]
+fn full_disk() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let Some(small) = Small::mount(directory.path()) else {
+        println!("skipped: no file system can be mounted here");
+        return;
+    };
+    let old = small.0.join("old.onnx");
+    std::fs::write(&old, "old").expect("a file");
+    let (old, data) = (old.to_str().expect("UTF-8"), small.0.join("y.npz"));
+    let data = data.to_str().expect("UTF-8");
+    let images = fixture("data/fmnist-train512-images-idx3-ubyte.gz");
+    let spec =
+        "[source]\npath = \"images.gz\"\n[input]\nsteps = [ { to-float = {} }, { layout = \"nchw\" } ]\n";
+    let resnet = || Row::new("").file(MODEL, fixture("models/fmnist_resnet.onnx")).watch(&small.0).refused(3);
+    // One after the other: both watch the same directory.
+    for row in [
+        resnet()
+            .named("disk too small for the model")
+            .run(&["quantize", MODEL, "-o", old])
+            .run(&["quantize", MODEL, "-o", old, "--external-data"])
+            .says(&["bytes are needed", "are free", "make room"]),
+        resnet()
+            .named("disk too small for outputs")
+            .file("in/images.gz", images)
+            .file("in/data.toml", spec)
+            .run(&[
+                "infer",
+                MODEL,
+                "--data",
+                "in/data.toml",
+                "-o",
+                data,
+                "--want",
+                "logits",
+                "--want",
+                "image",
+            ])
+            .says(&["cannot write", "y.npz", "make room"]),
+    ] {
+        run_all(vec![row]);
+    }
 }
 
 #[test]
