@@ -7,18 +7,22 @@
 //! One file an operator family; each lists its kernels in a `KERNELS` table, and [`KERNELS`] lists the
 //! families. Adding an operator is a function and a line.
 
+mod attention;
 mod binary;
 mod call;
 mod cast;
 mod conv;
+mod decoder;
 mod indexing;
 mod layout;
+mod losses;
 mod matmul;
 mod movement;
 mod normalization;
 mod numbers;
 mod pad;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod resize;
 mod shape;
@@ -45,6 +49,10 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     matmul::KERNELS,
     conv::KERNELS,
     resize::KERNELS,
+    attention::KERNELS,
+    decoder::KERNELS,
+    recurrent::KERNELS,
+    losses::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.
