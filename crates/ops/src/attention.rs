@@ -143,16 +143,21 @@ pub(crate) fn attend(
     Ok(Heads { batch: q.batch, heads: q.heads, length: q.length, width: v.width, values })
 }
 
-/// Softmax in place; all zero when every score is minus infinity.
-pub(crate) fn softmax(scores: &mut [f64]) {
+/// Softmax in place, rounded to a type at each step; all zero when every score is minus infinity.
+pub(crate) fn softmax(scores: &mut [f64], dtype: DType) {
+    let round = narrow(dtype);
     let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if greatest == f64::NEG_INFINITY && !scores.iter().any(|score| score.is_nan()) {
         scores.fill(0.0);
         return;
     }
-    scores.iter_mut().for_each(|score| *score = (*score - greatest).exp());
-    let sum: f64 = scores.iter().sum();
-    scores.iter_mut().for_each(|score| *score /= sum);
+    scores.iter_mut().for_each(|score| *score = round(round(*score - greatest).exp()));
+    let sum = match dtype {
+        // The standard's cases have it so: term by term in bfloat16, in more digits otherwise.
+        DType::BF16 => scores.iter().fold(0.0, |sum, score| round(sum + score)),
+        _ => round(scores.iter().sum()),
+    };
+    scores.iter_mut().for_each(|score| *score = round(*score / sum));
 }
 
 /// Numbers added to the scores of `[batch, heads, queries, keys]`, broadcast.
@@ -263,7 +268,8 @@ fn attention(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     q.values.iter_mut().for_each(|value| *value = round(*value * scale));
     k.values.iter_mut().for_each(|value| *value = round(*value * scale));
     let softcap = f64::from(call.node.float("softcap").unwrap_or(0.0));
-    let precision = precision(call)?.map_or(round, narrow);
+    let precision = precision(call)?.unwrap_or(dtype);
+    let to_precision = narrow(precision);
     let mode = call.node.int("qk_matmul_output_mode").unwrap_or(0);
     let shape = vec![q.batch, q.heads, q.length, k.length];
     let mut shown = Vec::new();
@@ -290,12 +296,12 @@ fn attention(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
             *score = round(*score + bias);
         }
         show(2, scores);
-        scores.iter_mut().for_each(|score| *score = precision(*score));
-        softmax(scores);
+        scores.iter_mut().for_each(|score| *score = to_precision(*score));
+        softmax(scores, precision);
         if nothing_seen {
             scores.fill(0.0);
         }
-        scores.iter_mut().for_each(|score| *score = round(precision(*score)));
+        scores.iter_mut().for_each(|score| *score = round(*score));
         show(3, scores);
         Ok(())
     })?;
@@ -326,8 +332,7 @@ fn precision(call: &Call<'_>) -> Result<Option<DType>, OpError> {
 
 /// `FlexAttention` without its subgraphs.
 fn flex(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
-    if let Some(name) =
-        ["score_mod", "prob_mod"].into_iter().find(|name| call.node.attribute(name).is_some())
+    if let Some(name) = ["score_mod", "prob_mod"].into_iter().find(|name| call.node.attribute(name).is_some())
     {
         return Err(call.unsupported(format!("the subgraph `{name}`")));
     }
@@ -344,11 +349,11 @@ fn flex(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     q.values.iter_mut().for_each(|value| *value = round(*value * scale));
     k.values.iter_mut().for_each(|value| *value = round(*value * scale));
     let default = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let precision = narrow(precision(call)?.unwrap_or(default));
+    let precision = precision(call)?.unwrap_or(default);
+    let to_precision = narrow(precision);
     let y = attend(call, [&q, &k, &v], |_, scores| {
-        scores.iter_mut().for_each(|score| *score = precision(round(*score)));
-        softmax(scores);
-        scores.iter_mut().for_each(|score| *score = precision(*score));
+        scores.iter_mut().for_each(|score| *score = to_precision(round(*score)));
+        softmax(scores, precision);
         Ok(())
     })?;
     Ok(vec![float_tensor(call, dtype, y.shape(), &y.values)?])

@@ -29,8 +29,7 @@ pub(crate) fn count(call: &Call<'_>, name: &str) -> Result<Option<usize>, OpErro
 pub(crate) fn rotate(row: &mut [f64], cosines: &[f64], sines: &[f64], interleaved: bool) {
     let half = cosines.len();
     for (pair, (cosine, sine)) in cosines.iter().zip(sines).enumerate() {
-        let (first, second) =
-            if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
+        let (first, second) = if interleaved { (2 * pair, 2 * pair + 1) } else { (pair, pair + half) };
         let (a, b) = (row[first], row[second]);
         row[first] = cosine * a - sine * b;
         row[second] = sine * a + cosine * b;
@@ -264,8 +263,13 @@ fn linear_attention(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     };
     let share = q_heads / kv_heads;
     let size = k_width * v_width;
-    let mut outputs =
-        Heads { batch, heads: q_heads, length, width: v_width, values: vec![0.0; batch * q_heads * length * v_width] };
+    let mut outputs = Heads {
+        batch,
+        heads: q_heads,
+        length,
+        width: v_width,
+        values: vec![0.0; batch * q_heads * length * v_width],
+    };
     for head in 0..if size == 0 { 0 } else { batch * kv_heads } {
         let (sample, head) = (head / kv_heads, head % kv_heads);
         let start = (sample * kv_heads + head) * size;
@@ -275,8 +279,7 @@ fn linear_attention(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
             let step = sample * length + at;
             if gated {
                 for (dimension, row) in state.chunks_mut(v_width).enumerate() {
-                    let place =
-                        if decay_width == kv_heads { head } else { head * k_width + dimension };
+                    let place = if decay_width == kv_heads { head } else { head * k_width + dimension };
                     let factor = decay[step * decay_width + place].exp();
                     row.iter_mut().for_each(|value| *value *= factor);
                 }

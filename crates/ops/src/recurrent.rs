@@ -10,11 +10,8 @@ use crate::call::{Call, KernelSpec, OpError};
 use crate::normalization::floats;
 use crate::numbers::float_tensor;
 
-pub(crate) static KERNELS: &[KernelSpec] = &[
-    KernelSpec::onnx("RNN", 1, rnn),
-    KernelSpec::onnx("GRU", 1, gru),
-    KernelSpec::onnx("LSTM", 1, lstm),
-];
+pub(crate) static KERNELS: &[KernelSpec] =
+    &[KernelSpec::onnx("RNN", 1, rnn), KernelSpec::onnx("GRU", 1, gru), KernelSpec::onnx("LSTM", 1, lstm)];
 
 /// Whether an activation function has a parameter, and its value when none is given.
 #[derive(Clone, Copy)]
@@ -247,8 +244,7 @@ impl<'a> Layer<'a> {
     fn from_state(&self, direction: usize, gate: usize, unit: usize, h: &[f64]) -> f64 {
         let row = (direction * self.gates + gate) * self.hidden + unit;
         let weights = &self.recurrence[row * self.hidden..(row + 1) * self.hidden];
-        dot(weights, h)
-            + self.bias[((direction * 2 + 1) * self.gates + gate) * self.hidden + unit]
+        dot(weights, h) + self.bias[((direction * 2 + 1) * self.gates + gate) * self.hidden + unit]
     }
 
     /// Both, for all units.
@@ -274,8 +270,11 @@ impl<'a> Layer<'a> {
                 let (mut h, mut c) = (h_last[place.clone()].to_vec(), c_last[place.clone()].to_vec());
                 for time in 0..length {
                     let time = if reversed { length - 1 - time } else { time };
-                    let row =
-                        if self.batch_first { sequence * self.length + time } else { time * self.batch + sequence };
+                    let row = if self.batch_first {
+                        sequence * self.length + time
+                    } else {
+                        time * self.batch + sequence
+                    };
                     let x = &self.x[row * self.width..(row + 1) * self.width];
                     step(&mut Step { direction, x, h: &mut h, c: &mut c });
                     let row = if self.batch_first {
