@@ -111,7 +111,7 @@ pub fn tensors(samples: &[Sample]) -> Result<Vec<Tensor>, Ending> {
 }
 
 /// Runs the main graph, node by node.
-fn evaluate(model: &Model, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Ending> {
+pub fn evaluate(model: &Model, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Ending> {
     let graph = model.graph(model.main());
     let mut values: Vec<Option<Tensor>> = vec![None; model.value_capacity()];
     for &value in graph.initializers() {

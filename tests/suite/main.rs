@@ -4,6 +4,7 @@
 mod cases;
 mod clean;
 mod conformance;
+mod contrib;
 mod generated;
 mod models;
 mod roundtrip;

@@ -57,6 +57,11 @@ impl KernelSpec {
     pub const fn onnx(op_type: &'static str, since: i64, run: Kernel) -> KernelSpec {
         KernelSpec { domain: "", op_type, since, run }
     }
+
+    /// A kernel of onnxruntime's own operator set.
+    pub const fn contrib(op_type: &'static str, run: Kernel) -> KernelSpec {
+        KernelSpec { domain: "com.microsoft", op_type, since: 1, run }
+    }
 }
 
 /// A node about to be computed.

@@ -11,6 +11,10 @@ mod attention;
 mod binary;
 mod call;
 mod cast;
+mod contrib_attention;
+mod contrib_matmul;
+mod contrib_norm;
+mod contrib_quantized;
 mod conv;
 mod decoder;
 mod indexing;
@@ -53,6 +57,10 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     decoder::KERNELS,
     recurrent::KERNELS,
     losses::KERNELS,
+    contrib_matmul::KERNELS,
+    contrib_norm::KERNELS,
+    contrib_quantized::KERNELS,
+    contrib_attention::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.

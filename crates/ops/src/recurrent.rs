@@ -1,8 +1,8 @@
 //! Recurrent layers: RNN, GRU and LSTM.
 //!
 //! All directions, both layouts, sequences of unequal length, every activation function of the standard.
-//! Where the standard leaves room, as onnxruntime does: parameters of activation functions are consumed
-//! by the functions that have them, and the clip bounds what enters each activation function.
+//! Parameters of activation functions are consumed, in order, by the functions that have them; where a list
+//! could be read otherwise, the node is refused.
 
 use optix_ir::{AttributeValue, DType, Tensor};
 
@@ -363,7 +363,9 @@ fn lstm(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         None => vec![0.0; layer.reversed.len() * 3 * hidden],
     };
     let coupled = call.node.int("input_forget").unwrap_or(0) != 0;
-    layer.run(6, |step| {
+    // By the standard the clip bounds the input of h as well; onnxruntime lets the cell through.
+    let disputed = std::cell::Cell::new(false);
+    let outputs = layer.run(6, |step| {
         let act = |number: usize| layer.activation(step.direction, number);
         let (f, g, h) = (act(0), act(1), act(2));
         let gates: Vec<Vec<f64>> = (0..4).map(|gate| layer.gate(gate, step)).collect();
@@ -377,6 +379,11 @@ fn lstm(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
             let output = f.of(gates[1][unit] + peephole(1, unit) * cell);
             step.c[unit] = cell;
             step.h[unit] = output * h.of(cell);
+            disputed.set(disputed.get() || cell.abs() > h.clip);
         }
-    })
+    })?;
+    if disputed.get() {
+        return Err(call.unsupported("a cell beyond `clip`, on which engines differ from the standard,"));
+    }
+    Ok(outputs)
 }
