@@ -1,5 +1,6 @@
-//! The archive of operator cases, `fixtures/node/cases.bin.gz`; its format is described in the README
-//! beside it.
+//! The archives of operator cases: `fixtures/node/cases.bin.gz`, the standard's own, and
+//! `fixtures/contrib/cases.bin.gz`, onnxruntime's answers. Their format is described in
+//! `fixtures/node/README.md`.
 
 use std::io::Read;
 use std::path::Path;
@@ -39,9 +40,14 @@ pub enum Sample {
     Optional(Bytes),
 }
 
-/// All cases, sorted by name.
+/// The standard's cases, sorted by name.
 pub fn load() -> Vec<Case> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/node/cases.bin.gz");
+    load_from("fixtures/node/cases.bin.gz")
+}
+
+/// The cases of an archive, sorted by name.
+pub fn load_from(archive: &str) -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(archive);
     let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).expect("the archive is whole");

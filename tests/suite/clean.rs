@@ -127,6 +127,28 @@ fn the_engine_agrees_with_the_operator_cases_before_and_after_the_clean_passes()
     );
 }
 
+#[test]
+fn the_engine_agrees_with_onnxruntime_on_its_own_operators() {
+    let mut wrong = Vec::new();
+    for case in cases::load_from("fixtures/contrib/cases.bin.gz") {
+        let model = crate::models::read_model(&case.model);
+        for set in &case.sets {
+            let inputs: Vec<Datum> = set.inputs.iter().map(models::read_sample).collect();
+            let expected: Vec<Datum> = set.outputs.iter().map(models::read_sample).collect();
+            match run(&case, &model, &inputs) {
+                Ok(Some(outputs)) => {
+                    if let Err(what) = crate::contrib::compare(&case, &outputs, &expected, &mut 0) {
+                        wrong.push(format!("{}: {what}", case.name));
+                    }
+                }
+                Ok(None) => wrong.push(format!("{}: does not run", case.name)),
+                Err(what) => wrong.push(what),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
 /// Runs every clean pass with a check on random inputs over all models below a folder.
 fn check_below(folder: &Path) {
     let mut models = Vec::new();

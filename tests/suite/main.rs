@@ -5,6 +5,7 @@ mod cases;
 mod clean;
 mod cli;
 mod conformance;
+mod contrib;
 mod documents;
 mod examples;
 mod generated;

@@ -70,12 +70,17 @@ impl KernelSpec {
     pub const fn onnx(op_type: &'static str, since: i64, run: Kernel) -> KernelSpec {
         KernelSpec { domain: "", op_type, since, run }
     }
+
+    /// A kernel of onnxruntime's own operator set.
+    pub const fn contrib(op_type: &'static str, run: Kernel) -> KernelSpec {
+        KernelSpec { domain: "com.microsoft", op_type, since: 1, run }
+    }
 }
 
 /// A node about to be computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
-    /// The node: operator and attributes. Its connections are not looked at.
+    /// The node: operator and attributes. Of its connections, only which outputs are left out is looked at.
     pub node: &'a Node,
     /// Version of the operator set it belongs to.
     pub opset: i64,
@@ -103,6 +108,11 @@ impl<'a> Call<'a> {
     /// When it is missing.
     pub fn input(&self, slot: usize) -> Result<&'a Tensor, OpError> {
         self.optional(slot).ok_or_else(|| self.invalid(format!("input {slot} is missing")))
+    }
+
+    /// Whether the node names output `slot`: large ones that nobody wants need not be computed.
+    pub fn wants(&self, slot: usize) -> bool {
+        self.node.output(slot).is_some()
     }
 
     /// An error about inputs or attributes.

@@ -207,7 +207,7 @@ impl Layout {
     }
 }
 
-fn conv(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+pub(crate) fn conv(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let (x, w) = (call.input(0)?, call.input(1)?);
     if x.dtype() != w.dtype() {
         return Err(call.invalid(format!("input and weights are {} and {}", x.dtype(), w.dtype())));
@@ -457,7 +457,7 @@ fn column_major(shape: &[usize], place: usize) -> usize {
     result
 }
 
-fn average_pool(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+pub(crate) fn average_pool(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let x = call.input(0)?;
     let (window, spatial, images) = pool_window(call)?;
     let (size, out_size) = (product(&spatial), product(&window.out));
@@ -511,7 +511,7 @@ fn global(call: &Call<'_>, join: fn(&[f64]) -> f64) -> Result<Vec<Tensor>, OpErr
     Ok(vec![Numbers::Floats(results).tensor(call, x.dtype(), shape)?])
 }
 
-fn global_average_pool(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+pub(crate) fn global_average_pool(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     global(call, |values| values.iter().sum::<f64>() / values.len() as f64)
 }
 

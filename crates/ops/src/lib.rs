@@ -7,21 +7,29 @@
 //! One file an operator family; each lists its kernels in a `KERNELS` table, and [`KERNELS`] lists the
 //! families. Adding an operator is a function and a line.
 
+mod attention;
 mod binary;
 mod call;
 mod cast;
+mod contrib_attention;
+mod contrib_matmul;
+mod contrib_norm;
+mod contrib_quantized;
 mod control;
 mod conv;
 mod datum;
+mod decoder;
 mod indexing;
 mod interpret;
 mod layout;
+mod losses;
 mod matmul;
 mod movement;
 mod normalization;
 mod numbers;
 mod pad;
 mod quantize;
+mod recurrent;
 mod reduce;
 mod resize;
 mod sequence;
@@ -52,6 +60,14 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     matmul::KERNELS,
     conv::KERNELS,
     resize::KERNELS,
+    attention::KERNELS,
+    decoder::KERNELS,
+    recurrent::KERNELS,
+    losses::KERNELS,
+    contrib_matmul::KERNELS,
+    contrib_norm::KERNELS,
+    contrib_quantized::KERNELS,
+    contrib_attention::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.

@@ -80,6 +80,18 @@ fn float_step(sum: f64, a: f64, b: f64) -> f64 {
     sum + a * b
 }
 
+/// numpy's product of floats; integers of up to 16 bits come out exact as well.
+pub(crate) fn float_product(
+    call: &Call<'_>,
+    (a, a_shape): (&[f64], &[usize]),
+    (b, b_shape): (&[f64], &[usize]),
+) -> Result<(Vec<f64>, Vec<usize>), OpError> {
+    let shapes = shapes(call, a_shape, b_shape)?;
+    let a = broadcast(call, a, &as_matrix(a_shape, true), &shapes.a)?;
+    let b = broadcast(call, b, &as_matrix(b_shape, false), &shapes.b)?;
+    Ok((multiply(&shapes, &a, &b, float_step), shapes.out))
+}
+
 fn integer_step(sum: i64, a: i64, b: i64) -> i64 {
     sum.wrapping_add(a.wrapping_mul(b))
 }
@@ -114,11 +126,11 @@ fn mat_mul(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     Ok(vec![numbers.tensor(call, a.dtype(), shapes.out)?])
 }
 
-fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+pub(crate) fn transpose<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
     (0..rows * columns).map(|index| values[index % rows * columns + index / rows]).collect()
 }
 
-fn gemm(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+pub(crate) fn gemm(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let ([a_rows, a_columns], [b_rows, b_columns]) = (a.shape(), b.shape()) else {
         return Err(call.invalid(format!("shapes {:?} and {:?} are not matrices", a.shape(), b.shape())));

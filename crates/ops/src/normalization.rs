@@ -27,7 +27,7 @@ enum Kind {
     Hard,
 }
 
-fn floats(call: &Call<'_>, slot: usize) -> Result<Vec<f64>, OpError> {
+pub(crate) fn floats(call: &Call<'_>, slot: usize) -> Result<Vec<f64>, OpError> {
     let tensor = call.input(slot)?;
     if !tensor.dtype().is_float() {
         return Err(call.wrong_type(slot, tensor.dtype()));

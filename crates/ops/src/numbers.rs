@@ -62,6 +62,16 @@ pub(crate) fn float_tensor(
     })
 }
 
+/// Rounding to a type, for operators that the standard defines by a chain of operators of that type.
+pub(crate) fn narrow(dtype: DType) -> fn(f64) -> f64 {
+    match dtype {
+        DType::F16 => |value| f16::from_f32(to_odd(value)).to_f64(),
+        DType::BF16 => |value| bf16::from_f32(to_odd(value)).to_f64(),
+        DType::F32 => |value| f64::from(value as f32),
+        _ => |value| value,
+    }
+}
+
 /// Rounds to binary32 such that rounding the result to a narrower type is as if it was rounded directly:
 /// a number in between goes to its neighbour with an odd last bit.
 fn to_odd(value: f64) -> f32 {

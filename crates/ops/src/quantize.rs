@@ -14,6 +14,9 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::onnx("QuantizeLinear", 10, quantize),
     KernelSpec::onnx("DequantizeLinear", 10, dequantize),
     KernelSpec::onnx("DynamicQuantizeLinear", 11, dynamic),
+    // onnxruntime's own came first for 16 bits and fewer than 8; they compute the same.
+    KernelSpec::contrib("QuantizeLinear", quantize),
+    KernelSpec::contrib("DequantizeLinear", dequantize),
 ];
 
 /// Index of the scale of every element of a tensor of shape `shape`.
@@ -143,7 +146,7 @@ fn dequantize(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
 }
 
 /// `DynamicQuantizeLinear`: uint8 over the range of the input, which is widened to hold 0.
-fn dynamic(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+pub(crate) fn dynamic(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let x = call.input(0)?;
     let values = x.to_slice::<f32>().map_err(|error| call.tensor_error(error))?;
     let low = values.iter().fold(0f32, |low, &x| low.min(x));

@@ -173,7 +173,12 @@ fn weight<'a>(call: &Call<'a>, slot: usize, rank: usize) -> Outcome<Option<&'a S
     }
 }
 
-fn convolve(call: &Call<'_>, input: usize, weights: usize, dtype: Option<DType>) -> Outcome<Vec<Fact>> {
+pub(super) fn convolve(
+    call: &Call<'_>,
+    input: usize,
+    weights: usize,
+    dtype: Option<DType>,
+) -> Outcome<Vec<Fact>> {
     let Some(shape) = call.shape(input) else {
         return one(dtype, call.rank(weights).map(unknowns));
     };
@@ -197,7 +202,7 @@ fn convolve(call: &Call<'_>, input: usize, weights: usize, dtype: Option<DType>)
     one(dtype, Some(result))
 }
 
-fn pool(call: &Call<'_>) -> Outcome<Vec<Fact>> {
+pub(super) fn pool(call: &Call<'_>) -> Outcome<Vec<Fact>> {
     let dtype = call.dtype(0);
     let Some(shape) = call.shape(0) else {
         return one(

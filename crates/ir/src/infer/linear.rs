@@ -16,8 +16,12 @@ pub(super) const RULES: &[(&str, Rule)] = &[
 ];
 
 /// numpy's `matmul`: vectors get a dimension of size 1, which the result loses again.
-fn product(call: &Call<'_>, left: usize, right: usize) -> Outcome<Option<Shape>> {
+pub(super) fn product(call: &Call<'_>, left: usize, right: usize) -> Outcome<Option<Shape>> {
     let (Some(a), Some(b)) = (call.shape(left), call.shape(right)) else { return Ok(None) };
+    product_of(a, b).map(Some)
+}
+
+pub(super) fn product_of(a: &Shape, b: &Shape) -> Outcome<Shape> {
     let (Some(a_last), Some(b_last)) = (a.last(), b.last()) else {
         return wrong("a scalar cannot be an operand of a matrix product");
     };
@@ -40,10 +44,10 @@ fn product(call: &Call<'_>, left: usize, right: usize) -> Outcome<Option<Shape>>
     }
     let mut shape = broadcast_two(a_batch, b_batch)?;
     shape.extend(rows.into_iter().chain(columns));
-    Ok(Some(shape))
+    Ok(shape)
 }
 
-fn gemm(call: &Call<'_>) -> Outcome<Vec<Fact>> {
+pub(super) fn gemm(call: &Call<'_>) -> Outcome<Vec<Fact>> {
     let operand = |slot: usize, flag: &str| -> Outcome<(Dim, Dim)> {
         match call.shape(slot).map(Vec::as_slice) {
             Some([rows, columns]) if call.flag(flag) => Ok((columns.clone(), rows.clone())),

@@ -15,6 +15,7 @@
 mod attention;
 mod call;
 mod containers;
+mod contrib;
 mod control;
 mod convolution;
 mod dims;
@@ -208,7 +209,7 @@ impl From<Fault> for ProblemKind {
 
 /// Whether there is a rule for an operator (of the standard operator set, by name).
 pub fn has_rule(op_type: &str) -> bool {
-    rule(op_type).is_some() || control::is_control(op_type)
+    rule("", op_type).is_some() || control::is_control(op_type)
 }
 
 /// The families; the order is that of the files.
@@ -229,8 +230,15 @@ const FAMILIES: &[&[(&str, Rule)]] = &[
     signal::RULES,
 ];
 
-fn rule(op_type: &str) -> Option<Rule> {
-    static TABLE: OnceLock<HashMap<&'static str, Rule>> = OnceLock::new();
-    let table = TABLE.get_or_init(|| FAMILIES.iter().copied().flatten().copied().collect());
-    table.get(op_type).copied()
+/// The rule of an operator of a domain; `""` is the standard one.
+fn rule(domain: &str, op_type: &str) -> Option<Rule> {
+    static TABLES: OnceLock<[HashMap<&'static str, Rule>; 2]> = OnceLock::new();
+    let [standard, contrib] = TABLES.get_or_init(|| {
+        [FAMILIES, &[contrib::RULES]].map(|families| families.iter().copied().flatten().copied().collect())
+    });
+    match domain {
+        "" => standard.get(op_type).copied(),
+        "com.microsoft" => contrib.get(op_type).copied(),
+        _ => None,
+    }
 }

@@ -18,6 +18,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("MeanVarianceNormalization", same),
     ("NegativeLogLikelihoodLoss", |call| loss(call, false)),
     ("RMSNormalization", same),
+    // Onnxruntime's, in the standard's domain.
+    ("SimplifiedLayerNormalization", simplified),
     ("Softmax", softmax),
     ("SoftmaxCrossEntropyLoss", |call| loss(call, true)),
 ];
@@ -44,6 +46,15 @@ fn batch(call: &Call<'_>) -> Outcome<Vec<Fact>> {
         let dtype = call.dtype(if slot % 2 == 1 { 3 } else { 4 });
         facts.push(Fact::tensor(dtype, Some(vec![channels.clone()])));
     }
+    Ok(facts)
+}
+
+/// The second output, of inverse deviations, is always of binary32.
+fn simplified(call: &Call<'_>) -> Outcome<Vec<Fact>> {
+    let mut facts = layer(call)?;
+    facts.pop();
+    facts[0] = Fact::tensor(call.dtype(1), call.shape(0).cloned());
+    facts[1] = Fact::tensor(Some(DType::F32), facts[1].shape().cloned());
     Ok(facts)
 }
 

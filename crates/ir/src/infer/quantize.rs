@@ -12,7 +12,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("QuantizeLinear", quantize),
 ];
 
-fn quantize(call: &Call<'_>) -> Outcome<Vec<Fact>> {
+pub(super) fn quantize(call: &Call<'_>) -> Outcome<Vec<Fact>> {
     let named = call.dtype_attribute("output_dtype");
     let dtype = match (call.has(2), named) {
         (true, None) => call.dtype(2),
@@ -28,7 +28,7 @@ fn quantize(call: &Call<'_>) -> Outcome<Vec<Fact>> {
     one(dtype, call.shape(0).cloned())
 }
 
-fn dequantize(call: &Call<'_>) -> Outcome<Vec<Fact>> {
+pub(super) fn dequantize(call: &Call<'_>) -> Outcome<Vec<Fact>> {
     if let (Some(codes), Some(zero)) = (call.dtype(0), call.dtype(2))
         && codes != zero
     {

@@ -263,9 +263,7 @@ impl<'a> Walker<'a> {
             Ok(None)
         } else if let Some(function) = self.function(&node) {
             self.call_function(id, &node, function, depth)
-        } else if !node.domain().is_empty() {
-            Ok(None)
-        } else if super::control::is_control(&node.op_type) {
+        } else if node.domain().is_empty() && super::control::is_control(&node.op_type) {
             super::control::infer(self, id, &node, depth, frame, opset).map(Some)
         } else {
             let inputs: Vec<Option<&Fact>> =
@@ -374,7 +372,7 @@ fn resolve(node: &Node, frame: &Frame<'_>) -> Node {
     node
 }
 
-/// Applies the rule of a standard operator, and computes the outputs where all inputs are known. `None`
+/// Applies the rule of an operator, and computes the outputs where all inputs are known. `None`
 /// when there is no rule.
 pub(super) fn apply(
     model: &Model,
@@ -384,7 +382,7 @@ pub(super) fn apply(
     inputs: &[Option<&Fact>],
     evaluator: &dyn Evaluator,
 ) -> Outcome<Option<Vec<Fact>>> {
-    let Some(rule) = super::rule(&node.op_type).filter(|_| node.domain().is_empty()) else { return Ok(None) };
+    let Some(rule) = super::rule(node.domain(), &node.op_type) else { return Ok(None) };
     let mut outputs = rule(&Call { node, opset, inputs })?;
     outputs.resize(node.outputs().len(), Fact::unknown());
     for fact in &mut outputs {
