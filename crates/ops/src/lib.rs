@@ -11,6 +11,8 @@ mod binary;
 mod call;
 mod cast;
 mod conv;
+mod deform;
+mod detection;
 mod indexing;
 mod layout;
 mod matmul;
@@ -18,9 +20,11 @@ mod movement;
 mod normalization;
 mod numbers;
 mod pad;
+mod pooling;
 mod quantize;
 mod reduce;
 mod resize;
+mod sampling;
 mod shape;
 mod sorting;
 mod unary;
@@ -45,6 +49,10 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     matmul::KERNELS,
     conv::KERNELS,
     resize::KERNELS,
+    sampling::KERNELS,
+    detection::KERNELS,
+    pooling::KERNELS,
+    deform::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.
