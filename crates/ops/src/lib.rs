@@ -13,6 +13,8 @@ mod cast;
 mod conv;
 mod deform;
 mod detection;
+mod einsum;
+mod fourier;
 mod indexing;
 mod layout;
 mod matmul;
@@ -22,6 +24,7 @@ mod numbers;
 mod pad;
 mod pooling;
 mod quantize;
+mod random;
 mod reduce;
 mod resize;
 mod sampling;
@@ -53,6 +56,9 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     detection::KERNELS,
     pooling::KERNELS,
     deform::KERNELS,
+    einsum::KERNELS,
+    fourier::KERNELS,
+    random::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.
