@@ -6,4 +6,5 @@ mod clean;
 mod conformance;
 mod generated;
 mod models;
+mod random;
 mod roundtrip;

@@ -9,6 +9,7 @@
 //! <https://onnx.ai/onnx/operators/onnx__Multinomial.html>,
 //! <https://onnx.ai/onnx/operators/onnx__Dropout.html>
 
+use half::{bf16, f16};
 use optix_ir::{DType, Tensor};
 
 use crate::call::{Call, KernelSpec, OpError};
@@ -107,18 +108,28 @@ fn drawn(call: &Call<'_>, like: bool, kind: Kind) -> Result<Vec<Tensor>, OpError
             if low > high {
                 return Err(call.invalid(format!("there is no number from {low} to {high}")));
             }
-            // Rounded down to few enough bits that no number becomes the upper bound when it is rounded.
-            let bits = match dtype {
-                DType::F64 => 53,
-                DType::F32 => 24,
-                DType::F16 => 11,
-                _ => 8,
-            };
-            let step = (1u64 << bits) as f64;
-            (0..count).map(|_| low + (high - low) * ((stream.unit() * step).floor() / step)).collect()
+            (0..count).map(|_| uniform(&mut stream, dtype, low, high)).collect()
         }
     };
     Ok(vec![float_tensor(call, dtype, shape, &values)?])
+}
+
+/// A number from `low` to below `high`, also after it is rounded to its type.
+fn uniform(stream: &mut Stream, dtype: DType, low: f64, high: f64) -> f64 {
+    let round = |value: f64| match dtype {
+        DType::F64 => value,
+        DType::F32 => f64::from(value as f32),
+        DType::F16 => f16::from_f64(value).to_f64(),
+        _ => bf16::from_f64(value).to_f64(),
+    };
+    // Where next to no number lies between the bounds, this may never end well.
+    for _ in 0..64 {
+        let value = low + (high - low) * stream.unit();
+        if round(value) < high {
+            return value;
+        }
+    }
+    low
 }
 
 fn bernoulli(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
