@@ -57,6 +57,11 @@ impl KernelSpec {
     pub const fn onnx(op_type: &'static str, since: i64, run: Kernel) -> KernelSpec {
         KernelSpec { domain: "", op_type, since, run }
     }
+
+    /// A kernel of another operator set.
+    pub const fn of(domain: &'static str, op_type: &'static str, since: i64, run: Kernel) -> KernelSpec {
+        KernelSpec { domain, op_type, since, run }
+    }
 }
 
 /// A node about to be computed.

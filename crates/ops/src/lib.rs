@@ -14,6 +14,7 @@ mod conv;
 mod deform;
 mod detection;
 mod einsum;
+mod ensemble;
 mod fourier;
 mod indexing;
 mod layout;
@@ -30,7 +31,10 @@ mod resize;
 mod sampling;
 mod shape;
 mod sorting;
+mod strings;
+mod training;
 mod unary;
+mod vectorize;
 
 pub use call::{Call, Kernel, KernelSpec, OpError};
 
@@ -59,6 +63,10 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     einsum::KERNELS,
     fourier::KERNELS,
     random::KERNELS,
+    strings::KERNELS,
+    vectorize::KERNELS,
+    ensemble::KERNELS,
+    training::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.
