@@ -12,6 +12,7 @@ mod generated;
 mod hostile;
 mod models;
 mod program;
+mod random;
 mod recipes;
 mod reproducer;
 mod roundtrip;

@@ -75,6 +75,11 @@ impl KernelSpec {
     pub const fn contrib(op_type: &'static str, run: Kernel) -> KernelSpec {
         KernelSpec { domain: "com.microsoft", op_type, since: 1, run }
     }
+
+    /// A kernel of another operator set.
+    pub const fn of(domain: &'static str, op_type: &'static str, since: i64, run: Kernel) -> KernelSpec {
+        KernelSpec { domain, op_type, since, run }
+    }
 }
 
 /// A node about to be computed.

@@ -18,20 +18,20 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
 ];
 
 /// Greatest number of window places: beyond it a file is hostile, not large.
-const MOST_STEPS: u64 = 1 << 40;
+pub(crate) const MOST_STEPS: u64 = 1 << 40;
 
 /// How a window slides.
-struct Window {
+pub(crate) struct Window {
     kernel: Vec<usize>,
     strides: Vec<usize>,
     dilations: Vec<usize>,
     /// Padding before each axis.
     before: Vec<i64>,
     /// Sizes of the output's spatial axes.
-    out: Vec<usize>,
+    pub(crate) out: Vec<usize>,
 }
 
-fn list(call: &Call<'_>, name: &str, rank: usize, default: usize) -> Result<Vec<usize>, OpError> {
+pub(crate) fn list(call: &Call<'_>, name: &str, rank: usize, default: usize) -> Result<Vec<usize>, OpError> {
     let Some(values) = call.node.ints(name) else { return Ok(vec![default; rank]) };
     let sizes: Option<Vec<usize>> = values
         .iter()
@@ -45,7 +45,7 @@ fn list(call: &Call<'_>, name: &str, rank: usize, default: usize) -> Result<Vec<
     }
 }
 
-fn pads(call: &Call<'_>, rank: usize) -> Result<Vec<i64>, OpError> {
+pub(crate) fn pads(call: &Call<'_>, rank: usize) -> Result<Vec<i64>, OpError> {
     match call.node.ints("pads") {
         None => Ok(vec![0; 2 * rank]),
         Some(pads) if pads.len() == 2 * rank && pads.iter().all(|pad| pad.abs() < 1 << 31) => {
@@ -99,7 +99,7 @@ fn window(call: &Call<'_>, spatial: &[usize], kernel: Vec<usize>) -> Result<Wind
 
 impl Window {
     /// Calls `visit` with kernel place and input place for each input element under the window at `out`.
-    fn visit(&self, spatial: &[usize], out: usize, mut visit: impl FnMut(usize, usize)) {
+    pub(crate) fn visit(&self, spatial: &[usize], out: usize, mut visit: impl FnMut(usize, usize)) {
         let rank = spatial.len();
         let (out_strides, in_strides) = (strides(&self.out), strides(spatial));
         let kernel_strides = strides(&self.kernel);
@@ -391,7 +391,7 @@ fn conv_transpose(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     Ok(vec![Numbers::Floats(result).tensor(call, x.dtype(), shape)?])
 }
 
-fn pool_window(call: &Call<'_>) -> Result<(Window, Vec<usize>, usize), OpError> {
+pub(crate) fn pool_window(call: &Call<'_>) -> Result<(Window, Vec<usize>, usize), OpError> {
     let x = call.input(0)?;
     let [batch, channels, spatial @ ..] = x.shape() else {
         return Err(call.invalid(format!("shape {:?} has no batch and channels", x.shape())));
@@ -399,6 +399,10 @@ fn pool_window(call: &Call<'_>) -> Result<(Window, Vec<usize>, usize), OpError> 
     let kernel = list(call, "kernel_shape", spatial.len(), 1)?;
     let window = window(call, spatial, kernel)?;
     call.check_size(DType::F64, &[&[*batch, *channels], window.out.as_slice()].concat())?;
+    let steps = (product(&window.out) as u64).saturating_mul(product(&window.kernel) as u64);
+    if steps > MOST_STEPS {
+        return Err(call.unsupported(format!("a pool of {steps} steps")));
+    }
     Ok((window, spatial.to_vec(), batch * channels))
 }
 
@@ -495,7 +499,7 @@ pub(crate) fn average_pool(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     Ok(vec![Numbers::Floats(result).tensor(call, x.dtype(), shape)?])
 }
 
-fn global(call: &Call<'_>, join: fn(&[f64]) -> f64) -> Result<Vec<Tensor>, OpError> {
+pub(crate) fn global(call: &Call<'_>, join: impl Fn(&[f64]) -> f64) -> Result<Vec<Tensor>, OpError> {
     let x = call.input(0)?;
     let [_, _, spatial @ ..] = x.shape() else {
         return Err(call.invalid(format!("shape {:?} has no batch and channels", x.shape())));

@@ -19,6 +19,11 @@ mod control;
 mod conv;
 mod datum;
 mod decoder;
+mod deform;
+mod detection;
+mod einsum;
+mod ensemble;
+mod fourier;
 mod indexing;
 mod interpret;
 mod layout;
@@ -28,14 +33,20 @@ mod movement;
 mod normalization;
 mod numbers;
 mod pad;
+mod pooling;
 mod quantize;
+mod random;
 mod recurrent;
 mod reduce;
 mod resize;
+mod sampling;
 mod sequence;
 mod shape;
 mod sorting;
+mod strings;
+mod training;
 mod unary;
+mod vectorize;
 
 pub use call::{Call, Kernel, KernelSpec, OpError};
 pub use control::{Body, run_loop, run_map, run_scan};
@@ -68,6 +79,17 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     contrib_norm::KERNELS,
     contrib_quantized::KERNELS,
     contrib_attention::KERNELS,
+    sampling::KERNELS,
+    detection::KERNELS,
+    pooling::KERNELS,
+    deform::KERNELS,
+    einsum::KERNELS,
+    fourier::KERNELS,
+    random::KERNELS,
+    strings::KERNELS,
+    vectorize::KERNELS,
+    ensemble::KERNELS,
+    training::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.

@@ -17,7 +17,6 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::onnx("LpNormalization", 1, lp),
     KernelSpec::onnx("LRN", 1, local_response),
     KernelSpec::onnx("MeanVarianceNormalization", 9, mean_variance),
-    KernelSpec::onnx("Dropout", 7, dropout),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
@@ -306,19 +305,6 @@ fn mean_variance(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         })
         .collect();
     Ok(vec![float_tensor(call, x.dtype(), x.shape().to_vec(), &results)?])
-}
-
-/// At inference the identity; the mask keeps everything.
-fn dropout(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
-    let x = call.input(0)?;
-    let training =
-        call.optional(2).and_then(|flag| flag.bools().ok()).and_then(|flags| flags.first().copied());
-    let ratio = call.optional(1).and_then(Tensor::single).unwrap_or(0.5);
-    if training == Some(true) && ratio != 0.0 {
-        return Err(call.unsupported("training, which draws random numbers"));
-    }
-    let mask = vec![true; x.len()];
-    Ok(vec![x.clone(), Tensor::from_bools(x.shape().to_vec(), &mask)])
 }
 
 #[cfg(test)]

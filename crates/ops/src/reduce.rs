@@ -1,4 +1,4 @@
-//! Many elements to one: sums, extremes, norms, and running sums.
+//! Many elements to one: sums, extremes, norms, and running sums and products.
 
 use optix_ir::{DType, Tensor, element_count};
 
@@ -19,7 +19,8 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::onnx("ReduceSumSquare", 1, |call| reduce(call, Kind::SumSquare)),
     KernelSpec::onnx("ArgMax", 1, |call| arg(call, true)),
     KernelSpec::onnx("ArgMin", 1, |call| arg(call, false)),
-    KernelSpec::onnx("CumSum", 11, cumulative_sum),
+    KernelSpec::onnx("CumSum", 11, |call| cumulative(call, (0.0, |a, b| a + b), (0, i64::wrapping_add))),
+    KernelSpec::onnx("CumProd", 26, |call| cumulative(call, (1.0, |a, b| a * b), (1, i64::wrapping_mul))),
 ];
 
 #[derive(Clone, Copy, PartialEq)]
@@ -234,24 +235,30 @@ fn arg(call: &Call<'_>, greatest: bool) -> Result<Vec<Tensor>, OpError> {
     Ok(vec![Tensor::from_vec(shape, found)])
 }
 
-fn cumulative_sum(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
+/// Where a running sum or product starts, and its step.
+type Running<T> = (T, fn(T, T) -> T);
+
+fn cumulative(call: &Call<'_>, floats: Running<f64>, whole: Running<i64>) -> Result<Vec<Tensor>, OpError> {
     let x = call.input(0)?;
     let axis = call.input(1)?.to_i64s().ok().and_then(|axes| axes.first().copied());
     let axis = call.axis(axis.ok_or_else(|| call.invalid("the axis is missing"))?, x.rank())?;
     let exclusive = call.node.int("exclusive").unwrap_or(0) != 0;
     let reverse = call.node.int("reverse").unwrap_or(0) != 0;
+    if x.is_empty() {
+        return Ok(vec![x.clone()]);
+    }
     let size = x.shape()[axis];
     let inner: usize = x.shape()[axis + 1..].iter().product();
     let rows: usize = x.shape()[..axis].iter().product::<usize>() * inner;
-    fn run<T: Copy + Default>(
+    fn run<T: Copy>(
         values: &mut [T],
         (rows, inner, size): (usize, usize, usize),
         (exclusive, reverse): (bool, bool),
-        add: fn(T, T) -> T,
+        (first, add): Running<T>,
     ) {
         for row in 0..rows {
             let start = row / inner * size * inner + row % inner;
-            let mut sum = T::default();
+            let mut sum = first;
             for step in 0..size {
                 let index = start + if reverse { size - 1 - step } else { step } * inner;
                 let value = values[index];
@@ -263,10 +270,8 @@ fn cumulative_sum(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     }
     let mut numbers = Numbers::of(call, x)?;
     match &mut numbers {
-        Numbers::Floats(values) => run(values, (rows, inner, size), (exclusive, reverse), |a, b| a + b),
-        Numbers::Integers(values) => {
-            run(values, (rows, inner, size), (exclusive, reverse), i64::wrapping_add)
-        }
+        Numbers::Floats(values) => run(values, (rows, inner, size), (exclusive, reverse), floats),
+        Numbers::Integers(values) => run(values, (rows, inner, size), (exclusive, reverse), whole),
     }
     Ok(vec![numbers.tensor(call, x.dtype(), x.shape().to_vec())?])
 }
