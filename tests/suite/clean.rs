@@ -119,7 +119,8 @@ fn the_engine_agrees_with_the_operator_cases_before_and_after_the_clean_passes()
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
     eprintln!("operator cases on the cpu engine: {passed} pass, {out_of_reach} out of reach");
     // docs/operators.md says the same of the reference kernels; the engine must not fall behind them.
-    let document = include_str!("../../docs/operators.md");
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operators.md");
+    let document = std::fs::read_to_string(document).expect("it is generated and kept");
     assert!(
         document.contains(&format!("{passed} of {} cases pass", cases.len())),
         "{passed} pass on the engine"

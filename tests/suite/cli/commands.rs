@@ -279,7 +279,7 @@ fn every_code_is_named_by_the_error_it_explains() {
     let errors = [
         ("OX-M001", "inspect inside/model.onnx".to_owned()),
         ("OX-M002", "quantize fixtures/graphs/quantized_conv.onnx -o x.onnx".to_owned()),
-        ("OX-M003", "run clean fixtures/graphs/common_subexpressions.onnx -o x.onnx --check".to_owned()),
+        ("OX-M003", "run clean fixtures/graphs/unknown_operator.onnx -o x.onnx --check".to_owned()),
         ("OX-D001", format!("eval {MODEL} --data {raw} --vs {MODEL}")),
         ("OX-R001", format!("run clean {MODEL} -o x.onnx --require size-ratio=0.1 -q")),
     ];
