@@ -267,3 +267,65 @@ fn non_max_suppression(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     }
     Ok(vec![Tensor::from_vec(vec![selected.len() / 3, 3], selected)])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    fn floats(shape: &[usize], values: &[f32]) -> Tensor {
+        Tensor::from_vec(shape.to_vec(), values.to_vec())
+    }
+
+    #[test]
+    fn regions_are_pooled_as_by_onnxruntime() {
+        let image = floats(&[1, 1, 2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0]);
+        let node = Node::new("RoiAlign", [])
+            .with("output_width", 2)
+            .with("coordinate_transformation_mode", "output_half_pixel");
+        let (rois, batch) = (floats(&[1, 4], &[0.0, 0.0, 2.0, 1.5]), Tensor::from_i64s(&[0]));
+        let inputs = [Some(&image), Some(&rois), Some(&batch)];
+        let call = Call::new(&node, 16, &inputs);
+        assert_eq!(roi_align(&call).unwrap()[0].to_f64s().unwrap(), [3.5625, 4.90625]);
+        let node = Node::new("MaxRoiPool", []).with("pooled_shape", vec![1i64, 2]);
+        let rois = floats(&[2, 5], &[0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 5.0, 5.0, 9.0, 9.0]);
+        let inputs = [Some(&image), Some(&rois)];
+        let call = Call::new(&node, 11, &inputs);
+        assert_eq!(max_roi_pool(&call).unwrap()[0].to_f64s().unwrap(), [4.0, 5.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn hostile_regions_are_refused() {
+        let image = floats(&[1, 1, 2, 3], &[1.0; 6]);
+        let node = Node::new("RoiAlign", []);
+        for (corner, index) in [(1e30, 0), (f32::INFINITY, 0), (1.0, 1), (1.0, -1)] {
+            let (rois, batch) = (floats(&[1, 4], &[0.0, 0.0, corner, corner]), Tensor::from_i64s(&[index]));
+            let inputs = [Some(&image), Some(&rois), Some(&batch)];
+            let call = Call::new(&node, 16, &inputs);
+            assert!(roi_align(&call).is_err(), "{corner} {index}");
+        }
+        let rois = floats(&[1, 4], &[f32::NAN; 4]);
+        let batch = Tensor::from_i64s(&[0]);
+        let inputs = [Some(&image), Some(&rois), Some(&batch)];
+        let call = Call::new(&node, 16, &inputs);
+        assert_eq!(roi_align(&call).unwrap()[0].to_f64s().unwrap(), [0.0]);
+    }
+
+    #[test]
+    fn of_overlapping_boxes_the_best_stays() {
+        let boxes = [0.0, 0.0, 1.0, 1.0, 0.0, 0.1, 1.0, 1.1, 1.0, 1.0, 0.0, 0.0, 3.0, 3.0, 4.0, 4.0];
+        let boxes = floats(&[1, 4, 4], &boxes);
+        let node = Node::new("NonMaxSuppression", []);
+        let run = |scores: [f32; 4], threshold: f32, least: Option<f32>| {
+            let scores = floats(&[1, 1, 4], &scores);
+            let (most, threshold) = (Tensor::from_i64s(&[3]), Tensor::scalar(threshold));
+            let least = least.map(Tensor::scalar);
+            let inputs = [Some(&boxes), Some(&scores), Some(&most), Some(&threshold), least.as_ref()];
+            let found = non_max_suppression(&Call::new(&node, 11, &inputs)).unwrap()[0].to_i64s().unwrap();
+            found.chunks(3).map(|place| place[2]).collect::<Vec<_>>()
+        };
+        assert_eq!(run([0.5, 0.9, 0.5, 0.1], 0.5, Some(0.05)), [1, 3]);
+        assert_eq!(run([0.5, 0.9, 0.5, 0.1], 0.9, None), [1, 0, 3]);
+        assert_eq!(run([-0.0, 0.0, f32::NAN, 0.0], 0.9, Some(-1.0)), [0, 1, 3]);
+    }
+}

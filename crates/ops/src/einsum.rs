@@ -304,3 +304,59 @@ fn bit_cast(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let to = to.ok_or_else(|| call.invalid("`to` names no type"))?;
     Ok(vec![call.input(0)?.bitcast(to).map_err(|error| call.tensor_error(error))?])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    fn run(equation: &str, inputs: &[&Tensor]) -> Result<Tensor, OpError> {
+        let node = Node::new("Einsum", []).with("equation", equation);
+        let inputs: Vec<Option<&Tensor>> = inputs.iter().copied().map(Some).collect();
+        einsum(&Call::new(&node, 12, &inputs)).map(|mut outputs| outputs.remove(0))
+    }
+
+    #[test]
+    fn equations_of_every_form() {
+        let a = Tensor::from_vec(vec![2, 2], vec![1i32, 2, 3, 4]);
+        let b = Tensor::from_vec(vec![2, 2], vec![5i32, 6, 7, 8]);
+        for (equation, shape, expected) in [
+            ("ij,jj->i", vec![2], vec![21, 47]),
+            ("ij,jk", vec![2, 2], vec![19, 22, 43, 50]),
+            ("ba,bc", vec![2, 2], vec![26, 30, 38, 44]),
+            ("...,...->...", vec![2, 2], vec![5, 12, 21, 32]),
+            ("ii,jj->", vec![], vec![65]),
+            (" i j , j k -> k i ", vec![2, 2], vec![19, 43, 22, 50]),
+        ] {
+            let result = run(equation, &[&a, &b]).unwrap();
+            assert_eq!((result.shape(), result.to_i64s().unwrap()), (&shape[..], expected), "{equation}");
+        }
+        let row = Tensor::from_vec(vec![1, 2], vec![10i32, 100]);
+        assert_eq!(run("ij,ij->ij", &[&a, &row]).unwrap().to_i64s().unwrap(), [10, 200, 30, 400]);
+    }
+
+    #[test]
+    fn equations_that_make_no_sense_are_refused() {
+        let a = Tensor::from_vec(vec![2, 2], vec![1f32, 2.0, 3.0, 4.0]);
+        for equation in
+            ["", "i", "ijk", "i1", "ij,jk", "ij->k", "ij->ii", "i..j", "......", "...ij->ij->i", "é"]
+        {
+            assert!(run(equation, &[&a]).is_err(), "{equation}");
+        }
+        let long = Tensor::from_vec(vec![1 << 12], vec![1f32; 1 << 12]);
+        let five = [&long, &long, &long, &long, &long];
+        assert!(matches!(run("a,b,c,d,e->abcde", &five), Err(OpError::TooLarge { .. })));
+    }
+
+    #[test]
+    fn determinants() {
+        let node = Node::new("Det", []);
+        let run = |shape: &[usize], values: &[f32]| {
+            let x = Tensor::from_vec(shape.to_vec(), values.to_vec());
+            determinant(&Call::new(&node, 11, &[Some(&x)])).unwrap()[0].to_f64s().unwrap()
+        };
+        assert_eq!(run(&[3, 3], &[0.0, 2.0, 1.0, 3.0, 0.0, 0.0, 1.0, 1.0, 5.0]), [-27.0]);
+        assert_eq!(run(&[2, 0, 0], &[]), [1.0, 1.0]);
+        assert_eq!(run(&[2, 2], &[1.0, 2.0, 2.0, 4.0]), [0.0]);
+    }
+}

@@ -174,6 +174,10 @@ impl Forest {
                     (None, Aggregate::Min | Aggregate::Max) => {
                         return Err(call.unsupported("an extreme of no leaves"));
                     }
+                    // Some add it only to what a leaf gave something to.
+                    (None, _) if base != 0.0 => {
+                        return Err(call.unsupported("a base value of a target without leaves"));
+                    }
                     (sum, Aggregate::Average) => sum.unwrap_or(0.0) / self.roots.len() as f64 + base,
                     (sum, _) => sum.unwrap_or(0.0) + base,
                 });
@@ -263,13 +267,10 @@ fn tree_ensemble(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         3 => Aggregate::Max,
         other => return Err(call.invalid(format!("there is no aggregate_function {other}"))),
     };
-    let name = match call.node.int("post_transform").unwrap_or(0) {
-        0 => "NONE",
-        1 => "SOFTMAX",
-        2 => "LOGISTIC",
-        3 => "SOFTMAX_ZERO",
-        _ => "PROBIT",
-    };
+    // By the standard 1 is softmax and 2 is logistic; an implementation has them the other way around.
+    if call.node.int("post_transform").unwrap_or(0) != 0 {
+        return Err(call.unsupported("post_transform other than none"));
+    }
     let roots = list(call, "tree_roots")?.iter().map(|&root| position(root).map(Next::Node));
     let leaves =
         leaf_targets.iter().zip(weights).map(|(&target, weight)| Ok(vec![(position(target)?, weight)]));
@@ -280,7 +281,7 @@ fn tree_ensemble(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         targets,
         aggregate,
         base: Vec::new(),
-        transform: transform(call, name, targets)?,
+        transform: Transform::None,
     };
     forest.run(call, dtype)
 }
@@ -406,4 +407,63 @@ fn linear_regressor(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         result.extend(scores);
     }
     Ok(vec![float_tensor(call, DType::F32, shape, &result)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    fn strings(texts: &[&str]) -> AttributeValue {
+        AttributeValue::Strings(texts.iter().map(|text| text.as_bytes().to_vec().into()).collect())
+    }
+
+    fn tree(yes: i64, no: i64, feature: i64) -> Result<Vec<f64>, OpError> {
+        let node = Node::new("TreeEnsembleRegressor", [])
+            .with("nodes_treeids", vec![0i64, 0, 0])
+            .with("nodes_nodeids", vec![0i64, 1, 2])
+            .with("nodes_featureids", vec![feature, 0, 0])
+            .with("nodes_modes", strings(&["BRANCH_GT", "LEAF", "LEAF"]))
+            .with("nodes_values", vec![0.5f32, 0.0, 0.0])
+            .with("nodes_truenodeids", vec![yes, 0, 0])
+            .with("nodes_falsenodeids", vec![no, 0, 0])
+            .with("target_treeids", vec![0i64, 0])
+            .with("target_nodeids", vec![1i64, 2])
+            .with("target_ids", vec![0i64, 0])
+            .with("target_weights", vec![1.0f32, 2.0])
+            .with("base_values", vec![0.25f32]);
+        let x = Tensor::from_vec(vec![3, 2], vec![0.0f32, 1.0, 0.0, 0.5, 0.0, f32::NAN]);
+        tree_regressor(&Call::new(&node, 1, &[Some(&x)])).map(|outputs| outputs[0].to_f64s().unwrap())
+    }
+
+    #[test]
+    fn trees_give_what_onnxruntime_gives() {
+        assert_eq!(tree(1, 2, 1).unwrap(), [1.25, 2.25, 2.25]);
+        for (yes, no, feature) in [(0, 2, 1), (1, 7, 1), (1, 2, 2), (1, 2, -1)] {
+            assert!(tree(yes, no, feature).is_err(), "{yes} {no} {feature}");
+        }
+    }
+
+    #[test]
+    fn cycles_are_found() {
+        let branch = || Branch {
+            feature: 0,
+            test: Test::Less,
+            split: 0.0,
+            missing: false,
+            yes: Next::Node(1),
+            no: Next::Node(0),
+        };
+        let forest = Forest {
+            branches: vec![branch(), branch()],
+            roots: vec![Next::Node(0)],
+            leaves: Vec::new(),
+            targets: 1,
+            aggregate: Aggregate::Sum,
+            base: Vec::new(),
+            transform: Transform::None,
+        };
+        let (node, x) = (Node::new("TreeEnsemble", []), Tensor::from_vec(vec![1, 1], vec![1f32]));
+        assert!(forest.run(&Call::new(&node, 5, &[Some(&x)]), DType::F32).is_err());
+    }
 }

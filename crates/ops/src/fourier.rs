@@ -300,3 +300,80 @@ fn mel_weights(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     };
     Ok(vec![tensor])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    #[test]
+    fn every_length_transforms_back_and_forth() {
+        for length in [1usize, 2, 3, 8, 12, 30, 37, 49] {
+            let values: Vec<f64> = (0..length * 2).map(|at| ((at * at + 3) % 17) as f64 - 8.0).collect();
+            let x = Tensor::from_vec(vec![1, length, 2], values.clone());
+            let axis = Tensor::scalar(1i64);
+            let run = |x: &Tensor, inverse: i64| {
+                let node = Node::new("DFT", []).with("inverse", inverse);
+                dft(&Call::new(&node, 20, &[Some(x), None, Some(&axis)])).unwrap().remove(0)
+            };
+            let spectrum = run(&x, 0);
+            let sum: f64 = values.iter().step_by(2).sum();
+            assert!((spectrum.to_f64s().unwrap()[0] - sum).abs() < 1e-9);
+            let again = run(&spectrum, 1).to_f64s().unwrap();
+            assert!(again.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-12), "{length}: {again:?}");
+        }
+    }
+
+    #[test]
+    fn half_a_spectrum_is_that_of_real_numbers() {
+        let half = Tensor::from_vec(vec![1, 3, 2], vec![1f64, 2.0, 3.0, -1.0, 0.5, 4.0]);
+        let node = Node::new("DFT", []).with("inverse", 1).with("onesided", 1);
+        let run = |length: Option<i64>| {
+            let length = length.map(Tensor::scalar);
+            let inputs = [Some(&half), length.as_ref()];
+            let call = Call::new(&node, 20, &inputs);
+            dft(&call).map(|outputs| outputs[0].to_f64s().unwrap())
+        };
+        // What numpy makes of it.
+        assert_eq!(run(None).unwrap(), [1.875, 0.625, -1.125, -0.375]);
+        let five = [
+            1.6,
+            -0.151_016_802_774_948,
+            1.047_787_532_614_287,
+            -2.465_821_521_364_182,
+            0.969_050_791_524_843,
+        ];
+        assert!(run(Some(5)).unwrap().iter().zip(five).all(|(a, b)| (a - b).abs() < 1e-12));
+        assert!(run(Some(0)).is_err() && run(Some(-1)).is_err() && run(Some(1 << 50)).is_err());
+    }
+
+    #[test]
+    fn hostile_sizes_are_refused() {
+        let run = |op: &str, inputs: &[&Tensor]| {
+            let node = Node::new(op, []);
+            let inputs: Vec<Option<&Tensor>> = inputs.iter().copied().map(Some).collect();
+            (crate::find("", op).unwrap().run)(&Call::new(&node, 17, &inputs))
+        };
+        let number = |value: i64| Tensor::scalar(value);
+        for size in [-1, 1 << 50, i64::MAX] {
+            assert!(run("HannWindow", &[&number(size)]).is_err());
+        }
+        assert!(run("HannWindow", &[&number(0)]).unwrap()[0].is_empty());
+        let signal = Tensor::from_vec(vec![1, 4, 1], vec![1f32; 4]);
+        let window = Tensor::from_vec(vec![2], vec![1f32; 2]);
+        for step in [0, -1, i64::MIN] {
+            assert!(run("STFT", &[&signal, &number(step), &window]).is_err());
+        }
+        assert_eq!(
+            run("STFT", &[&signal, &number(i64::MAX >> 24), &window]).unwrap()[0].shape(),
+            [1, 1, 2, 2]
+        );
+        let edge = |hertz: f32| Tensor::scalar(hertz);
+        let sizes = [number(4), number(16), number(8000)];
+        let mel = |low: f32, high: f32| {
+            run("MelWeightMatrix", &[&sizes[0], &sizes[1], &sizes[2], &edge(low), &edge(high)])
+        };
+        assert!(mel(0.0, 3000.0).is_ok());
+        assert!(mel(3000.0, 0.0).is_err() && mel(0.0, 1e30).is_err() && mel(f32::NAN, 1.0).is_err());
+    }
+}

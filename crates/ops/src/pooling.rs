@@ -183,3 +183,51 @@ fn col2im(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     };
     Ok(vec![result.tensor(call, x.dtype(), shape)?])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    #[test]
+    fn norms_neither_overflow_nor_vanish() {
+        let of = |values: &[f64], p: f64| norm(values.iter().copied(), p);
+        assert_eq!(of(&[3.0, -4.0], 2.0), 5.0);
+        assert!((of(&[3e200, 4e200], 2.0) / 5e200 - 1.0).abs() < 1e-12);
+        assert!((of(&[1e-200, 1e-200], 3.0) / 2f64.cbrt() / 1e-200 - 1.0).abs() < 1e-12);
+        assert_eq!(of(&[0.0, 0.0], 3.0), 0.0);
+        assert_eq!(of(&[f64::INFINITY, 1.0], 2.0), f64::INFINITY);
+        assert!(of(&[f64::NAN, 1.0], 2.0).is_nan());
+    }
+
+    #[test]
+    fn pools_by_norm_are_those_of_onnxruntime() {
+        let image = Tensor::from_vec(vec![1, 1, 2, 3], vec![1f32, 2.0, 3.0, 4.0, 5.0, 7.0]);
+        let node = Node::new("LpPool", []).with("p", 3).with("kernel_shape", vec![2i64, 2]);
+        let node = node.with("pads", vec![0i64, 0, 0, 1]);
+        let result = lp_pool(&Call::new(&node, 18, &[Some(&image)])).unwrap()[0].to_f64s().unwrap();
+        for (got, expected) in result.iter().zip([5.828_477, 7.952_848, 7.179_054_7]) {
+            assert!((got - expected).abs() < 1e-5, "{result:?}");
+        }
+    }
+
+    #[test]
+    fn indices_and_blocks_are_checked() {
+        let image = Tensor::from_vec(vec![1, 1, 1, 1], vec![1f32]);
+        let node = Node::new("MaxUnpool", []).with("kernel_shape", vec![2i64, 2]);
+        for index in [-1, 4, i64::MAX] {
+            let indices = Tensor::from_vec(vec![1, 1, 1, 1], vec![index]);
+            assert!(max_unpool(&Call::new(&node, 11, &[Some(&image), Some(&indices)])).is_err());
+        }
+        let columns = Tensor::from_vec(vec![1, 4, 2], (1..9).map(|value| value as f32).collect::<Vec<_>>());
+        let run = |image: &[i64], block: &[i64]| {
+            let (image, block) = (Tensor::from_i64s(image), Tensor::from_i64s(block));
+            let node = Node::new("Col2Im", []);
+            col2im(&Call::new(&node, 18, &[Some(&columns), Some(&image), Some(&block)]))
+        };
+        assert_eq!(run(&[2, 3], &[2, 2]).unwrap()[0].to_f64s().unwrap(), [1.0, 5.0, 4.0, 5.0, 13.0, 8.0]);
+        for (image, block) in [([2, 4], [2, 2]), ([0, 3], [2, 2]), ([2, 3], [0, 2]), ([1 << 62, 3], [2, 2])] {
+            assert!(run(&image, &block).is_err(), "{image:?} {block:?}");
+        }
+    }
+}

@@ -212,3 +212,81 @@ fn dropout(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let shape = x.shape().to_vec();
     Ok(vec![float_tensor(call, x.dtype(), shape.clone(), &values)?, Tensor::from_bools(shape, &mask)])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    fn run(node: &Node, inputs: &[&Tensor]) -> Vec<Tensor> {
+        let inputs: Vec<Option<&Tensor>> = inputs.iter().copied().map(Some).collect();
+        (crate::find("", &node.op_type).unwrap().run)(&Call::new(node, 22, &inputs)).unwrap()
+    }
+
+    fn moments(values: &[f64]) -> (f64, f64) {
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        let square = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / values.len() as f64;
+        (mean, square.sqrt())
+    }
+
+    #[test]
+    fn numbers_are_distributed_as_they_say() {
+        let node = Node::new("RandomNormal", []).with("shape", vec![100i64, 400]).with("mean", 3.0f32);
+        let node = node.with("scale", 2.0f32).with("seed", 1.0f32);
+        let values = run(&node, &[])[0].to_f64s().unwrap();
+        let (mean, deviation) = moments(&values);
+        assert!((mean - 3.0).abs() < 0.04 && (deviation - 2.0).abs() < 0.03, "{mean} {deviation}");
+        let within = values.iter().filter(|x| (*x - 3.0).abs() < 2.0).count() as f64 / 40_000.0;
+        assert!((within - 0.6827).abs() < 0.01, "{within}");
+        let neighbours =
+            values.windows(2).map(|pair| (pair[0] - 3.0) * (pair[1] - 3.0)).sum::<f64>() / 40_000.0;
+        assert!(neighbours.abs() < 0.08, "{neighbours}");
+
+        let node = Node::new("RandomUniform", []).with("shape", vec![40_000i64]).with("low", -1.0f32);
+        let values = run(&node, &[])[0].to_f64s().unwrap();
+        let (mean, deviation) = moments(&values);
+        assert!(mean.abs() < 0.02 && (deviation - 1.0 / 3f64.sqrt()).abs() < 0.01, "{mean} {deviation}");
+        assert!(values.iter().all(|x| (-1.0..1.0).contains(x)));
+
+        let probabilities = Tensor::from_vec(vec![40_000], vec![0.3f32; 40_000]);
+        let ones = run(&Node::new("Bernoulli", []), &[&probabilities])[0].to_f64s().unwrap();
+        assert!((moments(&ones).0 - 0.3).abs() < 0.01);
+
+        let logits = Tensor::from_vec(vec![1, 3], vec![0f32, f32::NEG_INFINITY, 3f32.ln()]);
+        let classes = run(&Node::new("Multinomial", []).with("sample_size", 40_000), &[&logits]);
+        let classes = classes[0].to_i64s().unwrap();
+        assert!(!classes.contains(&1));
+        let last = classes.iter().filter(|class| **class == 2).count() as f64 / 40_000.0;
+        assert!((last - 0.75).abs() < 0.01, "{last}");
+    }
+
+    #[test]
+    fn dropping_keeps_the_mean() {
+        let x = Tensor::from_vec(vec![40_000], vec![1f32; 40_000]);
+        let (ratio, training) = (Tensor::scalar(0.25f32), Tensor::from_bools(vec![], &[true]));
+        let outputs = run(&Node::new("Dropout", []), &[&x, &ratio, &training]);
+        let (values, mask) = (outputs[0].to_f64s().unwrap(), outputs[1].bools().unwrap());
+        assert!((moments(&values).0 - 1.0).abs() < 0.02);
+        let scaled = f64::from((1.0 / 0.75) as f32);
+        assert!(values.iter().zip(mask).all(|(value, kept)| *value == if kept { scaled } else { 0.0 }));
+    }
+
+    #[test]
+    fn seeds_and_names_tell_streams_apart() {
+        let node = Node::new("RandomUniform", []).with("shape", vec![4i64]);
+        let of = |node: Node| run(&node, &[])[0].to_f64s().unwrap();
+        assert_eq!(of(node.clone().named("a")), of(node.clone().named("a")));
+        assert_ne!(of(node.clone().named("a")), of(node.clone().named("b")));
+        assert_ne!(of(node.clone().with("seed", 1.0f32)), of(node.clone().with("seed", 2.0f32)));
+        assert_eq!(of(node.clone().named("a").with("seed", 1.0f32)), of(node.with("seed", 1.0f32)));
+    }
+
+    #[test]
+    fn bounds_hold_in_narrow_types_too() {
+        let node = Node::new("RandomUniform", []).with("shape", vec![2000i64]).with("dtype", 16);
+        let values = run(&node.clone().with("low", 10.0f32).with("high", 11.0f32), &[])[0].to_f64s().unwrap();
+        assert!(values.iter().all(|x| (10.0..11.0).contains(x)));
+        let values = run(&node.with("low", 1.0f32).with("high", 1.0f32), &[])[0].to_f64s().unwrap();
+        assert!(values.iter().all(|x| *x == 1.0));
+    }
+}

@@ -221,11 +221,13 @@ fn taps(call: &Call<'_>, at: usize, axis: &Axis, antialias: bool) -> Result<Taps
         "align_corners" if out > 1 => at * (length - 1.0) / (scale * length - 1.0),
         "align_corners" => 0.0,
         "tf_crop_and_resize" => {
-            // Between the ends of the region, such that the ends themselves are met exactly.
+            // Rounded as the standard's arithmetic is: the last element must not end up outside by a hair.
+            let round = |value: f64| f64::from(value as f32);
             let part = if out > 1 {
-                (start * (wide - 1.0 - at) + end * at) * (length - 1.0) / (wide - 1.0)
+                let span = round(round(at * round(end - start)) * (length - 1.0));
+                round(round(start * (length - 1.0)) + round(span / (wide - 1.0)))
             } else {
-                0.5 * (start + end) * (length - 1.0)
+                round(round(0.5 * round(start + end)) * (length - 1.0))
             };
             if !(0.0..=length - 1.0).contains(&part) {
                 return Ok(Taps::new());
@@ -318,4 +320,38 @@ fn filtered(call: &Call<'_>, place: f64, axis: &Axis) -> Taps {
     }
     normalize(&mut taps);
     taps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    #[test]
+    fn smaller_images_are_filtered_and_integers_saturate() {
+        let run = |node: &Node, x: &Tensor, sizes: &[i64]| {
+            let sizes = Tensor::from_i64s(sizes);
+            let inputs = [Some(x), None, None, Some(&sizes)];
+            let call = Call::new(node, 18, &inputs);
+            resize(&call).map(|outputs| outputs[0].to_f64s().unwrap())
+        };
+        let x = Tensor::from_vec(vec![2, 3], vec![1f32, 2.0, 3.0, 4.0, 5.0, 7.0]);
+        let node = Node::new("Resize", []).with("mode", "linear").with("antialias", 1);
+        // What onnx.reference computes.
+        let result = run(&node, &x, &[1, 2]).unwrap();
+        assert!((result[0] - 17.0 / 6.0).abs() < 1e-6 && (result[1] - 4.5).abs() < 1e-6, "{result:?}");
+        let x = Tensor::from_vec(vec![4], vec![0u8, 255, 255, 0]);
+        let result = run(&Node::new("Resize", []).with("mode", "cubic"), &x, &[8]).unwrap();
+        assert!(result.iter().all(|value| (0.0..=255.0).contains(value)) && result.contains(&255.0));
+        assert!(result[0] < 30.0, "it does not wrap around: {result:?}");
+        let x = Tensor::from_strings(vec![2], &["a", "b"]);
+        let sizes = Tensor::from_i64s(&[4]);
+        let node = Node::new("Resize", []);
+        let doubled = resize(&Call::new(&node, 18, &[Some(&x), None, None, Some(&sizes)])).unwrap();
+        assert_eq!(doubled[0].strings().unwrap(), [b"a", b"a", b"b", b"b"]);
+        assert!(matches!(
+            resize(&Call::new(&node, 18, &[Some(&x), None, None, Some(&Tensor::from_i64s(&[1 << 40]))])),
+            Err(OpError::TooLarge { .. })
+        ));
+    }
 }

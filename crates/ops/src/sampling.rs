@@ -155,7 +155,8 @@ fn grid_sample(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let round = |value: f64| position(grid.dtype(), value);
     // For every sampled point the places in one image and their weights.
     let steps = strides(spatial);
-    let sample = |point: &[f64]| -> Vec<(usize, f64)> {
+    let mut beyond = false;
+    let mut sample = |point: &[f64]| -> Vec<(usize, f64)> {
         let mut taps = vec![(0usize, 1f64)];
         for (axis, (info, step)) in axes.iter().zip(&steps).enumerate() {
             // The innermost axis comes first.
@@ -167,6 +168,7 @@ fn grid_sample(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
                 round(round(round(round(n + 1.0) * size) - 1.0) / 2.0)
             };
             let x = if mode == Mode::Nearest { x.round_ties_even() } else { x };
+            beyond |= x < info.low || x > info.high;
             let along = info.taps(info.fold(x), mode);
             taps = taps
                 .iter()
@@ -221,6 +223,10 @@ fn grid_sample(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
             }
         }
     }
+    if beyond && mode == Mode::Cubic && padding == Padding::Border {
+        // Clamped as a place, or each of its elements for itself: implementations differ.
+        return Err(call.unsupported("cubic interpolation beyond the border"));
+    }
     let result = match numbers {
         Numbers::Floats(_) => Numbers::Floats(floats),
         Numbers::Integers(_) => Numbers::Integers(whole),
@@ -267,4 +273,66 @@ fn affine_grid(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         }
     }
     Ok(vec![float_tensor(call, theta.dtype(), shape, &result)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    fn image() -> Tensor {
+        Tensor::from_vec(vec![1, 1, 2, 3], vec![1f32, 2.0, 3.0, 4.0, 5.0, 7.0])
+    }
+
+    fn sampled(mode: &str, padding: &str, points: &[f32]) -> Result<Vec<f64>, OpError> {
+        let node = Node::new("GridSample", []).with("mode", mode).with("padding_mode", padding);
+        let (image, grid) = (image(), Tensor::from_vec(vec![1, 1, points.len() / 2, 2], points.to_vec()));
+        let inputs = [Some(&image), Some(&grid)];
+        let call = Call::new(&node, 20, &inputs);
+        grid_sample(&call).map(|outputs| outputs[0].to_f64s().unwrap())
+    }
+
+    #[test]
+    fn places_outside_of_the_image_are_what_onnxruntime_makes_of_them() {
+        let points = [-1.9, 0.2, 1.7, -2.5, 0.1, 0.9];
+        for (mode, padding, expected) in [
+            ("linear", "zeros", [0.0, 0.0, 3.180_000_3]),
+            ("linear", "reflection", [3.95, 5.899_999_6, 5.3]),
+            ("cubic", "zeros", [-0.052_371_707, 0.0, 3.671_469]),
+            ("cubic", "reflection", [3.895_428_7, 5.989_719, 5.899_641]),
+            ("nearest", "zeros", [0.0, 0.0, 5.0]),
+            ("nearest", "reflection", [5.0, 5.0, 5.0]),
+        ] {
+            let result = sampled(mode, padding, &points).unwrap();
+            for (got, expected) in result.iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-5, "{mode} {padding}: {result:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_place_is_too_far() {
+        for mode in ["nearest", "linear", "cubic"] {
+            for padding in ["zeros", "border", "reflection"] {
+                for far in [1e30, -1e30, f32::INFINITY, f32::NAN, f32::MAX] {
+                    let result = sampled(mode, padding, &[far, -far]);
+                    assert!(result.is_ok() || (mode, padding) == ("cubic", "border"), "{mode} {padding}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn grids_are_checked() {
+        let node = Node::new("AffineGrid", []);
+        let theta = Tensor::from_vec(vec![1, 2, 3], vec![1f32, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        let run = |size: &[i64]| {
+            let size = Tensor::from_i64s(size);
+            affine_grid(&Call::new(&node, 20, &[Some(&theta), Some(&size)]))
+                .map(|outputs| outputs[0].to_f64s().unwrap())
+        };
+        assert_eq!(run(&[1, 1, 1, 2]).unwrap(), [-0.5, 0.0, 0.5, 0.0]);
+        assert!(matches!(run(&[1, 1, 1 << 30, 1 << 30]), Err(OpError::TooLarge { .. })));
+        assert!(run(&[1, 1, -1, 2]).is_err() && run(&[1, 1, 2, 2, 2]).is_err());
+    }
 }

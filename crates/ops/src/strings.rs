@@ -232,3 +232,83 @@ fn full_match(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let bits: Vec<bool> = texts(call, 0)?.into_iter().map(|text| whole.is_match(text.as_bytes())).collect();
     Ok(vec![Tensor::from_bools(x.shape().to_vec(), &bits)])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    fn matches(pattern: &str, text: &str) -> Option<bool> {
+        let node = Node::new("RegexFullMatch", []).with("pattern", pattern);
+        let x = Tensor::from_strings(vec![1], &[text]);
+        match full_match(&Call::new(&node, 20, &[Some(&x)])) {
+            Ok(outputs) => Some(outputs[0].bools().unwrap()[0]),
+            Err(OpError::Unsupported { .. }) => None,
+            Err(error) => panic!("{pattern}: {error}"),
+        }
+    }
+
+    #[test]
+    fn patterns_are_those_of_re2() {
+        // As onnxruntime, which uses RE2, answers.
+        for (pattern, text, expected) in [
+            (r"\d{3}-\w+", "123-ab", true),
+            (r"\d{3}-\w+", "123-é", false),
+            (r"\d+", "١٢٣", false),
+            ("a|ab", "ab", true),
+            ("[[:alpha:]]+", "ab1", false),
+            ("(?i)ä+", "ÄÄ", true),
+            ("[^a-c]*", "\n", true),
+            (".", "\n", false),
+            (".", "é", true),
+            (r"\bfoo\b.*", "foo bar", true),
+            (r"\(?\d+\)?", "(12)", true),
+            (r"\p{Lu}\pL*", "Éa", true),
+            ("a$", "a\n", false),
+            ("[]a]+", "]a", true),
+            ("[a[&&b]+", "a[&b", true),
+            (r"\<", "<", true),
+        ] {
+            assert_eq!(matches(pattern, text), Some(expected), "{pattern} {text:?}");
+        }
+        for pattern in ["(", "a)|(b", r"\1", "a{,2}", r"\Qa\E", "(?x)a", "[a--b]", r"(?i)\w", r"\"] {
+            assert_eq!(matches(pattern, "a"), None, "{pattern}");
+        }
+        // In linear time.
+        assert_eq!(matches("(a*)*b", &"a".repeat(20_000)), Some(false));
+    }
+
+    #[test]
+    fn texts_are_split_as_by_the_standard() {
+        let run = |text: &str, delimiter: &str, most: Option<i64>| {
+            let mut node = Node::new("StringSplit", []).with("delimiter", delimiter);
+            if let Some(most) = most {
+                node = node.with("maxsplit", most);
+            }
+            let x = Tensor::from_strings(vec![1], &[text]);
+            split(&Call::new(&node, 20, &[Some(&x)])).ok().map(|outputs| {
+                let parts = outputs[0].strings().unwrap();
+                parts.into_iter().map(|part| String::from_utf8(part.to_vec()).unwrap()).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(run(" a  b\tc ", "", None).unwrap(), ["a", "b", "c"]);
+        assert_eq!(run(" a b  c", "", Some(1)).unwrap(), ["a", "b  c"]);
+        assert_eq!(run(" a b", "", Some(0)).unwrap(), ["a b"]);
+        assert_eq!(run("a,,b,", ",", Some(1)).unwrap(), ["a", ",b,"]);
+        assert_eq!(run("a,,b,", ",", Some(-1)).unwrap(), ["a", "", "b", ""]);
+        assert_eq!(run("  ", "", None).unwrap(), [""; 0]);
+        assert_eq!(run("a b c ", "", Some(1)), None);
+        assert_eq!(run("a\u{a0}b", "", None), None);
+    }
+
+    #[test]
+    fn joined_strings_may_be_too_many() {
+        let node = Node::new("StringConcat", []);
+        let strings = |shape: Vec<usize>| Tensor::from_strings(shape.clone(), &vec!["x"; product(&shape)]);
+        let (a, b) = (strings(vec![1 << 15, 1]), strings(vec![1, 1 << 15]));
+        assert!(matches!(
+            concat(&Call::new(&node, 20, &[Some(&a), Some(&b)])),
+            Err(OpError::TooLarge { .. })
+        ));
+    }
+}

@@ -55,9 +55,8 @@ fn update<const GIVEN: usize, const MADE: usize>(
             *values = floats;
         }
         let mut results: [Vec<f64>; MADE] = [const { Vec::new() }; MADE];
-        for at in 0..x.len() {
-            let elements = std::array::from_fn(|list| given[list][at]);
-            for (result, value) in results.iter_mut().zip(step(elements)) {
+        for values in (0..x.len()).map(|at| step(given.each_ref().map(|list| list[at]))) {
+            for (result, value) in results.iter_mut().zip(values) {
                 result.push(value);
             }
         }

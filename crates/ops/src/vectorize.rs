@@ -105,7 +105,13 @@ fn label_encoder(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     // Of equal keys the last counts.
     let table: HashMap<Key, usize> =
         keys(call, &labels)?.into_iter().enumerate().map(|(at, key)| (key, at)).collect();
-    let runs = keys(call, x)?.into_iter().map(|key| match table.get(&key) {
+    let nan = float_key(f64::NAN);
+    let wanted = keys(call, x)?;
+    if call.opset < 4 && table.contains_key(&nan) && wanted.contains(&nan) {
+        // Only since version 4 it is said that they are equal.
+        return Err(call.unsupported("a key that is no number"));
+    }
+    let runs = wanted.into_iter().map(|key| match table.get(&key) {
         Some(&at) => Run::one(0, at),
         None => Run::one(1, 0),
     });
@@ -340,4 +346,44 @@ fn grams(
         }
     }
     Ok(grams)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    #[test]
+    fn labels_of_floats() {
+        let node = Node::new("LabelEncoder", [])
+            .with("keys_floats", vec![1.0f32, f32::NAN, -0.0, 1.0])
+            .with("values_int64s", vec![1i64, 2, 3, 4]);
+        let x = Tensor::from_vec(vec![4], vec![1.0f32, f32::NAN, 0.0, 5.0]);
+        let run = |opset: i64| label_encoder(&Call::new(&node, opset, &[Some(&x)]));
+        assert_eq!(run(4).unwrap()[0].to_i64s().unwrap(), [4, 2, 3, -1]);
+        assert!(run(2).is_err());
+    }
+
+    #[test]
+    fn hostile_counts_are_refused() {
+        let node = |skips: i64, indexes: Vec<i64>| {
+            Node::new("TfIdfVectorizer", [])
+                .with("mode", "TF")
+                .with("min_gram_length", 1)
+                .with("max_gram_length", i64::MAX)
+                .with("max_skip_count", skips)
+                .with("ngram_counts", vec![0i64, 2])
+                .with("ngram_indexes", indexes)
+                .with("pool_int64s", vec![2i64, 3, 5, 4])
+        };
+        let x = Tensor::from_i64s(&[5, 2, 4, 2, 3]);
+        let run = |node: &Node| {
+            tf_idf(&Call::new(node, 9, &[Some(&x)])).map(|outputs| outputs[0].to_f64s().unwrap())
+        };
+        assert_eq!(run(&node(0, vec![0, 1, 2])).unwrap(), [2.0, 1.0, 0.0]);
+        assert_eq!(run(&node(i64::MAX, vec![0, 1, 2])).unwrap(), [2.0, 1.0, 1.0]);
+        for indexes in [vec![0, 1], vec![0, 1, -2], vec![0, 1, i64::MAX]] {
+            assert!(run(&node(0, indexes.clone())).is_err(), "{indexes:?}");
+        }
+    }
 }
