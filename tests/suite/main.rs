@@ -6,5 +6,6 @@ mod clean;
 mod conformance;
 mod contrib;
 mod generated;
+mod hostile;
 mod models;
 mod roundtrip;
