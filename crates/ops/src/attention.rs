@@ -112,6 +112,7 @@ pub(crate) fn attend(
     let fits = q.batch == k.batch
         && (k.batch, k.heads, k.length) == (v.batch, v.heads, v.length)
         && q.width == k.width
+        && q.heads > 0
         && k.heads > 0
         && q.heads.is_multiple_of(k.heads);
     if !fits || q.width == 0 {
