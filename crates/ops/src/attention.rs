@@ -112,6 +112,7 @@ pub(crate) fn attend(
     let fits = q.batch == k.batch
         && (k.batch, k.heads, k.length) == (v.batch, v.heads, v.length)
         && q.width == k.width
+        && q.heads > 0
         && k.heads > 0
         && q.heads.is_multiple_of(k.heads);
     if !fits || q.width == 0 {
@@ -119,6 +120,10 @@ pub(crate) fn attend(
         return Err(call.invalid(format!("query, key and value of {shapes:?} do not go together")));
     }
     call.check_size(DType::F64, &[q.batch, q.heads, q.length, v.width])?;
+    if q.values.is_empty() {
+        // No queries, whatever the other sizes are.
+        return Ok(Heads { width: v.width, values: Vec::new(), ..*q });
+    }
     let share = q.heads / k.heads;
     let mut values = Vec::with_capacity(q.batch * q.heads * q.length * v.width);
     let mut scores = vec![0.0; k.length];

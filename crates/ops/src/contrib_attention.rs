@@ -106,16 +106,16 @@ fn rotary_embedding(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     if rotated.is_none() && rows.width != 2 * tables.half {
         return Err(call.invalid(format!("heads of {} and {} angles", rows.width, tables.half)));
     }
-    let positions = integers(call, 1)?;
-    let places = if x.is_empty() { 0 } else { rows.batch * rows.length };
-    let start = (call.input(1)?.shape() == [1]).then(|| positions[0]);
-    if start.is_none() {
-        expect(call, 1, &[rows.batch, rows.length])?;
+    let (length, places) = (rows.length, if x.is_empty() { 0 } else { rows.batch * rows.length });
+    let mut positions = integers(call, 1)?;
+    if call.input(1)?.shape() == [1] {
+        let start = positions[0];
+        positions = (0..places).map(|place| start.saturating_add((place % length) as i64)).collect();
+    } else {
+        expect(call, 1, &[rows.batch, length])?;
     }
-    for place in 0..places {
-        let (sample, at) = (place / rows.length, place % rows.length);
-        let position = start.map_or_else(|| positions[place], |start| start.saturating_add(at as i64));
-        tables.rotate(call, &mut rows, [sample, at], position)?;
+    for (place, &position) in positions.iter().enumerate().take(places) {
+        tables.rotate(call, &mut rows, [place / length, place % length], position)?;
     }
     let values = if x.rank() == 3 { rows.side_by_side() } else { rows.values };
     Ok(vec![float_tensor(call, x.dtype(), x.shape().to_vec(), &values)?])
@@ -348,6 +348,11 @@ fn group_query(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         }
     }
     let (heads, kv_heads) = (needed_count(call, "num_heads")?, needed_count(call, "kv_num_heads")?);
+    for slot in 0..3 {
+        if let Some(tensor) = call.optional(slot).filter(|tensor| tensor.rank() != 3) {
+            return Err(call.invalid(format!("input {slot} has shape {:?}", tensor.shape())));
+        }
+    }
     let (mut q, mut k, v) = match (call.optional(1), call.optional(2)) {
         (Some(_), Some(_)) => (
             Heads::of(call, 0, Some(heads))?,
@@ -357,7 +362,7 @@ fn group_query(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         (None, None) => packed(call, heads, kv_heads)?,
         _ => return Err(call.invalid("only one of keys and values is given")),
     };
-    if call.input(0)?.rank() != 3 || (k.batch, k.length) != (q.batch, q.length) || k.shape() != v.shape() {
+    if (k.batch, k.length) != (q.batch, q.length) || k.shape() != v.shape() {
         let shapes = [&q, &k, &v].map(Heads::shape);
         return Err(call.invalid(format!("query, key and value of {shapes:?} do not go together")));
     }

@@ -3,7 +3,7 @@
 use optix_ir::{DType, Tensor};
 
 use crate::call::{Call, KernelSpec, OpError};
-use crate::movement::{broadcast, index, integers};
+use crate::movement::{broadcast, index, integers, product};
 use crate::normalization::floats;
 use crate::numbers::float_tensor;
 use crate::recurrent::{expect, sigmoid};
@@ -102,7 +102,7 @@ fn simplified(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let axis = call.axis(call.node.int("axis").unwrap_or(-1), x.rank())?;
     let row = &x.shape()[axis..];
     let scale = floats(call, 1)?;
-    let size: usize = row.iter().product();
+    let size = product(row);
     if scale.len() != size || scale.is_empty() {
         return Err(call.invalid(format!("{} scales for rows of {row:?}", scale.len())));
     }
@@ -129,6 +129,7 @@ fn embed(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     };
     let shape = vec![batch, length, size];
     call.check_size(DType::F64, &shape)?;
+    call.check_size(DType::F64, &[batch])?;
     let &[positions, _] = call.input(3)?.shape() else { return Err(call.invalid("positions are no matrix")) };
     expect(call, 3, &[positions, size])?;
     let mut sums = vec![0.0; batch * length * size];

@@ -6,7 +6,7 @@ use optix_ir::{DType, Tensor};
 
 use crate::call::{Call, KernelSpec, OpError};
 use crate::contrib_matmul::{quantized, single};
-use crate::movement::{broadcast, common_shape};
+use crate::movement::{broadcast, common_shape, product};
 use crate::numbers::float_tensor;
 use crate::recurrent::sigmoid;
 
@@ -88,9 +88,9 @@ fn concat(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         parts.push((size, reals(call, slot)?));
     }
     call.check_size(DType::F64, &shape)?;
-    let inner: usize = shape[axis + 1..].iter().product();
+    let inner = product(&shape[axis + 1..]);
     let mut values = Vec::with_capacity(parts.iter().map(|(_, part)| part.len()).sum());
-    if shape[axis] * inner > 0 {
+    if product(&shape) > 0 {
         for row in 0..shape[..axis].iter().product() {
             for (size, part) in &parts {
                 values.extend_from_slice(&part[row * size * inner..(row + 1) * size * inner]);
@@ -147,11 +147,8 @@ fn softmax(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let axis = call.node.int("axis").ok_or_else(|| call.unsupported("no `axis`"))?;
     let axis = call.axis(axis, x.rank())?;
     let shape = x.shape();
-    let (size, inner): (usize, usize) = if version < 13 {
-        (shape[axis..].iter().product(), 1)
-    } else {
-        (shape[axis], shape[axis + 1..].iter().product())
-    };
+    let (size, inner) =
+        if version < 13 { (product(&shape[axis..]), 1) } else { (shape[axis], product(&shape[axis + 1..])) };
     let mut values = reals(call, 0)?;
     for row in 0..if values.is_empty() { 0 } else { values.len() / size } {
         let start = row / inner * size * inner + row % inner;

@@ -48,7 +48,7 @@ pub(crate) fn list(call: &Call<'_>, name: &str, rank: usize, default: usize) -> 
 pub(crate) fn pads(call: &Call<'_>, rank: usize) -> Result<Vec<i64>, OpError> {
     match call.node.ints("pads") {
         None => Ok(vec![0; 2 * rank]),
-        Some(pads) if pads.len() == 2 * rank && pads.iter().all(|pad| pad.abs() < 1 << 31) => {
+        Some(pads) if pads.len() == 2 * rank && pads.iter().all(|pad| pad.unsigned_abs() < 1 << 31) => {
             Ok(pads.to_vec())
         }
         Some(pads) => {
@@ -184,8 +184,8 @@ impl Layout {
         let out_size = product(&self.window.out);
         let depth = self.channels / self.groups;
         let filters_a_group = self.filters / self.groups;
-        let mut out = vec![T::default(); self.batch * self.filters * out_size];
-        for at in 0..out_size {
+        let mut out = vec![T::default(); product(&self.shape())];
+        for at in 0..if out.is_empty() { 0 } else { out_size } {
             let mut pairs = Vec::with_capacity(places);
             self.window.visit(&self.spatial, at, |place, input| pairs.push((place, input)));
             for batch in 0..self.batch {
@@ -354,7 +354,7 @@ fn conv_transpose(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let (in_strides, kernel_strides, out_strides) = (strides(spatial), strides(kernel), strides(&out));
     let mut result = vec![0f64; product(&shape)];
     let channels_a_group = channels / groups;
-    for at in 0..size {
+    for at in 0..if values.is_empty() { 0 } else { size } {
         for place in 0..places {
             let mut target = Some(0);
             for axis in 0..rank {
@@ -413,7 +413,7 @@ fn max_pool(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let by_column = call.node.int("storage_order").unwrap_or(0) != 0;
     let all = x.to_f64s().map_err(|error| call.tensor_error(error))?;
     let (mut found, mut places) = (vec![0f64; images * out_size], vec![0i64; images * out_size]);
-    for at in 0..out_size {
+    for at in 0..if images == 0 { 0 } else { out_size } {
         let mut inputs = Vec::new();
         window.visit(&spatial, at, |_, input| inputs.push(input));
         for image in 0..images {
@@ -471,7 +471,7 @@ pub(crate) fn average_pool(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let Numbers::Floats(all) = Numbers::of(call, x)? else { return Err(call.wrong_type(0, x.dtype())) };
     let out_strides = strides(&window.out);
     let mut result = vec![0f64; images * out_size];
-    for at in 0..out_size {
+    for at in 0..if images == 0 { 0 } else { out_size } {
         let mut inputs = Vec::new();
         window.visit(&spatial, at, |_, input| inputs.push(input));
         let count = if with_padding {

@@ -3,7 +3,7 @@
 use optix_ir::Tensor;
 
 use crate::call::{Call, KernelSpec, OpError};
-use crate::movement::integers;
+use crate::movement::{integers, product};
 use crate::normalization::floats;
 use crate::numbers::float_tensor;
 use crate::recurrent::expect;
@@ -32,7 +32,7 @@ fn loss(call: &Call<'_>, scores: &[f64]) -> Result<Tensor, OpError> {
         None => None,
     };
     let ignored = call.node.int("ignore_index");
-    let inner: usize = rest.iter().product();
+    let inner = product(rest);
     let (mut losses, mut sum_of_weights) = (Vec::with_capacity(target.len()), 0.0);
     for (index, class) in integers(call, 1)?.into_iter().enumerate() {
         if ignored == Some(class) {
@@ -61,9 +61,9 @@ fn cross_entropy(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
     let &[_, classes, ref rest @ ..] = x.shape() else {
         return Err(call.invalid(format!("scores of shape {:?} have no axis of classes", x.shape())));
     };
-    let inner: usize = rest.iter().product();
+    let inner = product(rest);
     let mut scores = floats(call, 0)?;
-    for sample in scores.chunks_mut((classes * inner).max(1)) {
+    for sample in scores.chunks_mut(product(&[classes, inner]).max(1)) {
         for place in 0..inner {
             let column = || (0..classes).map(|class| class * inner + place);
             let greatest = column().map(|at| sample[at]).fold(f64::NEG_INFINITY, f64::max);

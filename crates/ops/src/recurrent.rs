@@ -163,7 +163,7 @@ impl<'a> Layer<'a> {
             return Err(call.invalid(format!("`hidden_size` is {named}, but the weights are for {hidden}")));
         }
         call.check_size(DType::F64, &[length, directions, batch, hidden])?;
-        call.check_size(DType::F64, &[directions, batch.max(1), hidden])?;
+        call.check_size(DType::F64, &[directions, batch, hidden.max(1)])?;
         let bias = match call.optional(3) {
             Some(_) => {
                 expect(call, 3, &[directions, rows.saturating_mul(2)])?;
@@ -234,14 +234,14 @@ impl<'a> Layer<'a> {
     }
 
     /// `x W^T + Wb` of one unit of one gate.
-    fn from_input(&self, direction: usize, gate: usize, unit: usize, x: &[f64]) -> f64 {
+    fn input_part(&self, direction: usize, gate: usize, unit: usize, x: &[f64]) -> f64 {
         let row = (direction * self.gates + gate) * self.hidden + unit;
         let weights = &self.weights[row * self.width..(row + 1) * self.width];
         dot(weights, x) + self.bias[(direction * 2 * self.gates + gate) * self.hidden + unit]
     }
 
     /// `h R^T + Rb` of one unit of one gate.
-    fn from_state(&self, direction: usize, gate: usize, unit: usize, h: &[f64]) -> f64 {
+    fn state_part(&self, direction: usize, gate: usize, unit: usize, h: &[f64]) -> f64 {
         let row = (direction * self.gates + gate) * self.hidden + unit;
         let weights = &self.recurrence[row * self.hidden..(row + 1) * self.hidden];
         dot(weights, h) + self.bias[((direction * 2 + 1) * self.gates + gate) * self.hidden + unit]
@@ -250,8 +250,8 @@ impl<'a> Layer<'a> {
     /// Both, for all units.
     fn gate(&self, gate: usize, step: &Step<'_>) -> Vec<f64> {
         let unit = |unit| {
-            self.from_input(step.direction, gate, unit, step.x)
-                + self.from_state(step.direction, gate, unit, step.h)
+            self.input_part(step.direction, gate, unit, step.x)
+                + self.state_part(step.direction, gate, unit, step.h)
         };
         (0..self.hidden).map(unit).collect()
     }
@@ -340,11 +340,11 @@ fn gru(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         let kept: Vec<f64> = reset.iter().zip(&*step.h).map(|(reset, h)| reset * h).collect();
         let candidate = |unit: usize| {
             let state = if linear_before_reset {
-                reset[unit] * layer.from_state(direction, 2, unit, step.h)
+                reset[unit] * layer.state_part(direction, 2, unit, step.h)
             } else {
-                layer.from_state(direction, 2, unit, &kept)
+                layer.state_part(direction, 2, unit, &kept)
             };
-            g.of(layer.from_input(direction, 2, unit, step.x) + state)
+            g.of(layer.input_part(direction, 2, unit, step.x) + state)
         };
         let next = |unit: usize| (1.0 - update[unit]) * candidate(unit) + update[unit] * step.h[unit];
         *step.h = (0..layer.hidden).map(next).collect();
@@ -370,15 +370,15 @@ fn lstm(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         let (f, g, h) = (act(0), act(1), act(2));
         let gates: Vec<Vec<f64>> = (0..4).map(|gate| layer.gate(gate, step)).collect();
         let peephole = |gate: usize, unit: usize| peepholes[(step.direction * 3 + gate) * hidden + unit];
-        for unit in 0..hidden {
-            let before = step.c[unit];
+        let memory = step.c.iter_mut().zip(step.h.iter_mut());
+        for (unit, (cell, state)) in memory.enumerate() {
+            let before = *cell;
             let input = f.of(gates[0][unit] + peephole(0, unit) * before);
             let forget =
                 if coupled { 1.0 - input } else { f.of(gates[2][unit] + peephole(2, unit) * before) };
-            let cell = forget * before + input * g.of(gates[3][unit]);
-            let output = f.of(gates[1][unit] + peephole(1, unit) * cell);
-            step.c[unit] = cell;
-            step.h[unit] = output * h.of(cell);
+            *cell = forget * before + input * g.of(gates[3][unit]);
+            let output = f.of(gates[1][unit] + peephole(1, unit) * *cell);
+            *state = output * h.of(*cell);
             disputed.set(disputed.get() || cell.abs() > h.clip);
         }
     })?;
@@ -386,4 +386,40 @@ fn lstm(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         return Err(call.unsupported("a cell beyond `clip`, on which engines differ from the standard,"));
     }
     Ok(outputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use optix_ir::Node;
+
+    fn run(node: &Node) -> Result<Vec<f64>, OpError> {
+        let one = |shape: &[usize], value: f32| Tensor::from_vec(shape, vec![value; shape.iter().product()]);
+        let (x, w, r) = (one(&[2, 1, 1], -1.0), one(&[1, 1, 1], 2.0), one(&[1, 1, 1], 0.5));
+        let out = rnn(&Call::new(node, 14, &[Some(&x), Some(&w), Some(&r)]))?;
+        Ok(out[0].to_f64s().unwrap())
+    }
+
+    fn named(activation: &str) -> Node {
+        let mut node = Node::new("RNN", []);
+        let names = vec![activation.as_bytes().to_vec().into()];
+        node.set_attribute("activations", AttributeValue::Strings(names));
+        node
+    }
+
+    #[test]
+    fn parameters_go_to_the_functions_that_have_them() {
+        assert_eq!(run(&named("Relu")).unwrap(), [0.0, 0.0]);
+        let alpha = |node: Node| node.with("activation_alpha", vec![0.5f32]);
+        assert_eq!(run(&alpha(named("LeakyRelu"))).unwrap(), [-1.0, -1.25]);
+        assert_eq!(run(&alpha(named("affine")).with("activation_beta", vec![1f32])).unwrap(), [0.0, 0.0]);
+        // Of no known use, or missing.
+        assert!(matches!(run(&alpha(named("Relu"))), Err(OpError::Unsupported { .. })));
+        assert!(matches!(run(&alpha(named("Affine"))), Err(OpError::Unsupported { .. })));
+        assert!(matches!(run(&named("Nonsense")), Err(OpError::Invalid { .. })));
+        assert_eq!(
+            run(&named("LeakyRelu").with("clip", 1f32)).unwrap(),
+            run(&named("LeakyRelu").with("clip", 1f32).with("activation_alpha", vec![0.01f32])).unwrap()
+        );
+    }
 }
