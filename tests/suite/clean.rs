@@ -1,6 +1,8 @@
 //! The embedded engine over every operator case, before and after the clean passes; and the clean passes
 //! with `--check` over the fixtures and, with `OPTIX_MODELS=DIR`, over the real models below that folder.
 
+#![allow(clippy::print_stderr, reason = "says what was skipped and what was counted")]
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

@@ -11,6 +11,7 @@ mod examples;
 mod generated;
 mod hostile;
 mod models;
+mod mutations;
 mod program;
 mod random;
 mod recipes;
