@@ -6,6 +6,7 @@ dynamic  quantize_dynamic, int8 weights per channel
 """
 
 import argparse
+import os
 import pathlib
 
 import common
@@ -21,7 +22,10 @@ def main():
     parser.add_argument("--no-preprocess", action="store_true", help="leave quant_pre_process out (it fails on some models)")
     parser.add_argument("--per-tensor", action="store_true")
     options = parser.parse_args()
+    options.out = options.out.resolve()
     subject = next(s for s in common.subjects(options.models) if s.name == options.subject)
+    # onnxruntime leaves temporary files of failed runs in the working directory.
+    os.chdir(options.out.parent)
 
     from onnxruntime import quantization
 
