@@ -46,7 +46,7 @@ pub fn non_finite(model: &Model) -> Vec<String> {
     let mut warnings = Vec::new();
     let mut more = 0u64;
     for (name, tensor) in constants.chain(attributes) {
-        let (nan, infinite) = tensor.non_finite();
+        let (nan, infinite) = optix_io::non_finite(tensor);
         if nan + infinite == 0 {
             continue;
         }

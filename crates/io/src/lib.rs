@@ -30,4 +30,4 @@ pub use save::{
     ExternalData, Prepared, SaveOptions, SaveStats, check_target, onnx_bytes, onnx_segments, output_format,
     prepare, save,
 };
-pub use source::SourceFile;
+pub use source::{SourceFile, non_finite};

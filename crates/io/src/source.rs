@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use memmap2::Mmap;
+use optix_ir::{DType, Tensor};
 
 use crate::error::IoError;
 
@@ -233,6 +234,36 @@ pub(crate) fn write_payload(bytes: &[u8], out: &mut File) -> io::Result<Option<S
     }
     out.write_all(bytes)?;
     Ok(None)
+}
+
+/// How many elements of a tensor are NaN and how many infinite, as [`Tensor::non_finite`] counts them. A
+/// payload that lies in a mapped file is read from the file piece by piece: pages that are looked at through
+/// the map would count as this process's memory.
+pub fn non_finite(tensor: &Tensor) -> (usize, usize) {
+    let bytes = tensor.bytes();
+    let has_such_values = matches!(tensor.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16);
+    let behind = SourceFile::behind(bytes).filter(|_| has_such_values && bytes.len() >= COPY_IN_KERNEL);
+    let Some((source, start)) = behind else { return tensor.non_finite() };
+    let width = tensor.dtype().bits() / 8;
+    let (mut nan, mut infinite) = (0usize, 0usize);
+    let mut done = 0usize;
+    while done < bytes.len() {
+        let left = bytes.len().saturating_sub(done);
+        let mut buffer = vec![0; CHUNK.min(left)];
+        let read = read_at(&source.0.file, &mut buffer, start.saturating_add(done as u64)).unwrap_or(0);
+        // Whole elements only.
+        let count = read.checked_div(width).unwrap_or(0);
+        buffer.truncate(count.saturating_mul(width));
+        let Ok(piece) = Tensor::new(tensor.dtype(), vec![count], buffer.into()) else { break };
+        if count == 0 {
+            break;
+        }
+        let found = piece.non_finite();
+        (nan, infinite) = (nan.saturating_add(found.0), infinite.saturating_add(found.1));
+        done = done.saturating_add(piece.bytes().len());
+    }
+    // A file that cannot be read any more is found out about where it matters.
+    (nan, infinite)
 }
 
 fn register(opened: &Arc<Opened>) {

@@ -144,3 +144,23 @@ fn what_the_formats_own_library_reads_is_what_we_read() {
         }
     }
 }
+
+#[test]
+fn non_finite_weights_are_counted_from_the_file() {
+    let mut values: Vec<f32> = (0..400_000).map(|i| i as f32).collect();
+    for (place, odd) in [(0, f32::NAN), (3, f32::INFINITY), (262_143, f32::NAN), (399_999, f32::NEG_INFINITY)]
+    {
+        values[place] = odd;
+    }
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let header =
+        format!("{{\"w\":{{\"dtype\":\"F32\",\"shape\":[400000],\"data_offsets\":[0,{}]}}}}", bytes.len());
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("w.safetensors");
+    std::fs::write(&path, [file(&header, 0), bytes].concat()).unwrap();
+    for map in [true, false] {
+        let loaded = load(&path, &LoadOptions { map, ..LoadOptions::default() }).unwrap();
+        let value = loaded.model.find_value(loaded.model.main(), "w").unwrap();
+        assert_eq!(crate::non_finite(loaded.model.value(value).tensor().unwrap()), (2, 2), "map: {map}");
+    }
+}
