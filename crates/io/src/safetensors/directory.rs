@@ -1,6 +1,6 @@
 //! Hugging Face directories: config, tokenizer, and weights in one file or in shards with an index.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ fn load_shards(
     }
     let parsed: Index = serde_json::from_slice(&source.bytes())
         .map_err(|error| wrong("index".into(), format!("it cannot be read: {error}")))?;
-    let mut shards: Vec<&str> = Vec::new();
+    let mut shards: BTreeSet<&str> = BTreeSet::new();
     let mut home: HashMap<&str, &str> = HashMap::new();
     for (tensor, shard) in &parsed.weight_map.0 {
         let plain = Path::new(shard).file_name() == Some(OsStr::new(shard.as_str()));
@@ -77,12 +77,9 @@ fn load_shards(
             let what = format!("shard {} is not the name of a safetensors file beside it", quoted(shard));
             return Err(wrong(format!("tensor {}", quoted(tensor)), what));
         }
-        if !home.values().any(|known| known == shard) {
-            shards.push(shard);
-        }
+        shards.insert(shard);
         home.insert(tensor, shard);
     }
-    shards.sort_unstable();
     loaded.sources.push(source.clone());
     for shard in shards {
         let file = path.join(shard);
