@@ -8,13 +8,14 @@ use optix_ops::{Datum, DatumCall, OpError, run_loop, run_map, run_scan};
 
 use crate::device::RtValue;
 use crate::error::RuntimeError;
-use crate::plan::{Place, Slot, Step};
+use crate::fuse::{Item, Route};
+use crate::plan::Slot;
+use crate::step::{Place, Step};
 
 /// The graph of a control-flow operator or a local function, ready to run.
 pub(crate) struct Body {
     pub steps: Vec<Step>,
-    /// By step: slots that nothing reads any more behind it.
-    pub frees: Vec<Vec<Slot>>,
+    pub route: Route,
     pub inputs: Vec<Slot>,
     pub outputs: Vec<Slot>,
     /// Declared types of the outputs.
@@ -36,31 +37,27 @@ pub(crate) type Values = [Option<RtValue>];
 /// Looks at a step's output as soon as it is computed.
 pub(crate) type Watch<'a> = &'a mut dyn FnMut(&Step, Slot, &RtValue) -> Result<(), RuntimeError>;
 
-/// Runs steps in order (of them those that are `active`), frees what is not needed any more.
+/// Runs steps along a route, frees what is not needed any more.
 pub(crate) fn walk(
     steps: &[Step],
-    active: Option<&[bool]>,
-    frees: &[Vec<Slot>],
+    route: &Route,
     values: &mut Values,
     place: Place<'_>,
     watch: Watch<'_>,
 ) -> Result<(), RuntimeError> {
-    for (index, (step, frees)) in steps.iter().zip(frees).enumerate() {
-        if active.is_some_and(|active| !active[index]) {
-            continue;
-        }
-        let outputs = match &step.control {
-            Some(control) => step.run_control(control, values, place)?,
-            None => {
-                let inputs: Vec<Option<&RtValue>> =
-                    step.inputs.iter().map(|slot| slot.and_then(|slot| values[slot].as_ref())).collect();
-                step.run(&inputs, place)?
+    for (item, frees) in route.items.iter().zip(&route.frees) {
+        match item {
+            Item::Step(number) => {
+                let step = &steps[*number];
+                for (slot, value) in step.run_in(values, place)? {
+                    watch(step, slot, &value)?;
+                    values[slot] = Some(value);
+                }
             }
-        };
-        for (output, value) in step.outputs.iter().zip(outputs) {
-            if let Some((slot, _)) = *output {
-                watch(step, slot, &value)?;
-                values[slot] = Some(value);
+            Item::Group(group) => {
+                let value = group.run(steps, values, place)?;
+                watch(group.last(steps), group.output, &value)?;
+                values[group.output] = Some(value);
             }
         }
         for &slot in frees {
@@ -68,32 +65,6 @@ pub(crate) fn walk(
         }
     }
     Ok(())
-}
-
-/// For each step, the slots that no later step reads and that are not kept: its own unread outputs too.
-pub(crate) fn last_uses(
-    steps: &[Step],
-    active: Option<&[bool]>,
-    own: impl Fn(Slot) -> bool,
-    slot_count: usize,
-) -> Vec<Vec<Slot>> {
-    let mut seen = vec![false; slot_count];
-    let mut frees: Vec<Vec<Slot>> = vec![Vec::new(); steps.len()];
-    for (index, step) in steps.iter().enumerate().rev() {
-        if active.is_some_and(|active| !active[index]) {
-            continue;
-        }
-        let outputs = step.outputs.iter().flatten().map(|(slot, _)| *slot);
-        for slot in step.reads().chain(outputs) {
-            if !seen[slot] {
-                seen[slot] = true;
-                if own(slot) {
-                    frees[index].push(slot);
-                }
-            }
-        }
-    }
-    frees
 }
 
 /// An error of the operator, or of a node inside one of its bodies, which is named already.
@@ -118,7 +89,7 @@ impl Body {
         for (&slot, value) in self.inputs.iter().zip(inputs) {
             values[slot] = value;
         }
-        walk(&self.steps, None, &self.frees, values, place, &mut |_, _, _| Ok(()))?;
+        walk(&self.steps, &self.route, values, place, &mut |_, _, _| Ok(()))?;
         let missing = || RuntimeError::Environment("a body did not compute one of its outputs".into());
         let outputs = self.outputs.iter().map(|&slot| values[slot].clone().ok_or_else(missing)).collect();
         // What goes out is held by who reads it; it is not kept here until the next run.
@@ -146,6 +117,24 @@ impl Body {
 }
 
 impl Step {
+    /// Runs the step on the values of a run; its results with their slots.
+    pub(crate) fn run_in(
+        &self,
+        values: &mut Values,
+        place: Place<'_>,
+    ) -> Result<Vec<(Slot, RtValue)>, RuntimeError> {
+        let outputs = match &self.control {
+            Some(control) => self.run_control(control, values, place)?,
+            None => {
+                let inputs: Vec<Option<&RtValue>> =
+                    self.inputs.iter().map(|slot| slot.and_then(|slot| values[slot].as_ref())).collect();
+                self.run(&inputs, place)?
+            }
+        };
+        let slots = self.outputs.iter().zip(outputs);
+        Ok(slots.filter_map(|(output, value)| Some(((*output)?.0, value))).collect())
+    }
+
     fn run_control(
         &self,
         control: &Control,

@@ -13,11 +13,14 @@ pub struct LoadOptions {
     /// Bytes that constants folded at load time may take in all; what does not fit is computed in every
     /// run instead.
     pub fold_limit: usize,
+    /// Whether chains of elementwise operators may run inside the kernel before them. Results do not
+    /// depend on it, only time does; unset to compare.
+    pub fuse: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { threads: 0, fold_limit: 256 << 20 }
+        LoadOptions { threads: 0, fold_limit: 256 << 20, fuse: true }
     }
 }
 

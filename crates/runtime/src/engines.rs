@@ -32,7 +32,7 @@ impl Engine for Cpu {
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
         let pool = pool(options.threads)?;
         let plan = Plan::new(model, options, self.name(), pool.as_ref())?;
-        Ok(Box::new(PlanSession::new(plan, pool, None)))
+        Ok(Box::new(PlanSession::new(plan, pool, None, options.fuse)))
     }
 }
 
@@ -83,8 +83,10 @@ impl Engine for Burn {
 
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
         let pool = pool(options.threads)?;
-        let plan = Plan::new(model, options, self.name, pool.as_ref())?;
-        Ok(Box::new(PlanSession::new(plan, pool, Some(self.device.clone()))))
+        // Chains run on the host: here they would take values off the device.
+        let options = LoadOptions { fuse: false, ..options.clone() };
+        let plan = Plan::new(model, &options, self.name, pool.as_ref())?;
+        Ok(Box::new(PlanSession::new(plan, pool, Some(self.device.clone()), false)))
     }
 }
 

@@ -13,6 +13,7 @@ mod device;
 mod engine;
 mod engines;
 mod error;
+mod fuse;
 mod guard;
 mod kernels;
 mod math;
@@ -20,6 +21,7 @@ mod onnxruntime;
 mod oracle;
 mod plan;
 mod session;
+mod step;
 
 pub use engine::{Engine, LoadOptions, Session, Visit};
 pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};

@@ -1,18 +1,20 @@
 //! From a model to a flat list of steps: kernels resolved, constants folded and prepared.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 use optix_ir::{AttributeValue, DType, GraphId, Initializer, Model, Node, NodeId, Tensor, Type, ValueId};
-use optix_ops::{Call, Datum, DatumCall, DatumKernel, Kernel, OpError};
+use optix_ops::Call;
 
-use crate::control::{Body, Control, last_uses};
-use crate::device::{self, Device, DeviceCall, DeviceKernel, RtValue};
+use crate::control::{Body, Control};
+use crate::device::{self, RtValue};
 use crate::engine::LoadOptions;
 use crate::error::{RuntimeError, Unsupported};
+use crate::fuse::{Terrain, arrange};
 use crate::guard::guarded;
-use crate::kernels::{self, Fast, Make, Prepared, Setup};
+use crate::kernels::{self, Make, Setup};
 use crate::math::threads;
+use crate::step::{Chosen, Step};
 
 /// Where a value lives in a run: an index into its table of values.
 pub(crate) type Slot = usize;
@@ -41,41 +43,6 @@ pub(crate) struct Input {
     pub has_default: bool,
 }
 
-/// One node, ready to run.
-pub(crate) struct Step {
-    /// The node, for its operator and attributes.
-    pub node: Node,
-    /// Version of its operator set.
-    pub opset: i64,
-    /// How to speak of it.
-    pub label: String,
-    pub inputs: Vec<Option<Slot>>,
-    pub outputs: Vec<Option<(Slot, ValueId)>>,
-    /// What it does when it has bodies.
-    pub control: Option<Box<Control>>,
-    /// Slots of graphs around it that its bodies read.
-    captures: Vec<Slot>,
-    fast: Option<Chosen>,
-    reference: Option<Kernel>,
-    datum: Option<DatumKernel>,
-    device: Option<DeviceKernel>,
-}
-
-/// Where and with what steps are run.
-#[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
-    /// Threads for host kernels; the calling one alone when missing.
-    pub pool: Option<&'a rayon::ThreadPool>,
-    /// The device, when there is one beside the host.
-    pub device: Option<&'a Device>,
-}
-
-/// The fast kernel of a step.
-enum Chosen {
-    Plain(fn(&Call<'_>) -> Fast),
-    Prepared(Box<dyn Prepared>),
-}
-
 /// Operators whose result is not a function of their inputs: never folded.
 const RANDOM: &[&str] = &[
     "RandomNormal",
@@ -92,103 +59,6 @@ const MOST_STEPS: usize = 4 << 20;
 
 /// Deepest nesting of bodies and calls.
 const DEEPEST: usize = 64;
-
-impl Step {
-    /// Every slot it reads: its inputs, and what its bodies capture.
-    pub(crate) fn reads(&self) -> impl Iterator<Item = Slot> {
-        self.inputs.iter().flatten().chain(&self.captures).copied()
-    }
-
-    /// Computes the step on values that are not all tensors.
-    fn run_datum(&self, inputs: &[Option<&RtValue>], run: DatumKernel) -> Result<Vec<RtValue>, RuntimeError> {
-        let outputs = guarded(|| {
-            let inputs: Vec<Option<Datum>> = inputs
-                .iter()
-                .map(|input| input.map(RtValue::to_datum).transpose())
-                .collect::<Result<_, _>>()?;
-            let inputs: Vec<Option<&Datum>> = inputs.iter().map(Option::as_ref).collect();
-            run(&DatumCall { node: &self.node, opset: self.opset, inputs: &inputs })
-        });
-        Ok(self.name_errors(outputs)?.into_iter().map(RtValue::from).collect())
-    }
-
-    /// Computes the step: the fast kernel, and the reference where there is none or it declines.
-    pub(crate) fn compute(&self, inputs: &[Option<&Tensor>]) -> Result<Vec<Tensor>, OpError> {
-        let call = Call::new(&self.node, self.opset, inputs);
-        let fast = match &self.fast {
-            Some(Chosen::Plain(run)) => run(&call)?,
-            Some(Chosen::Prepared(kernel)) => kernel.run(&call)?,
-            None => None,
-        };
-        match (fast, self.reference) {
-            (Some(outputs), _) => Ok(outputs),
-            (None, Some(run)) => run(&call),
-            (None, None) => Err(call.unsupported("this combination of types, shapes and attributes")),
-        }
-    }
-
-    /// The same on this thread or in a pool, with panics turned into errors.
-    pub(crate) fn run_on_host(
-        &self,
-        inputs: &[Option<&Tensor>],
-        pool: Option<&rayon::ThreadPool>,
-    ) -> Result<Vec<Tensor>, RuntimeError> {
-        /// Bytes of input below which handing a kernel to the pool costs more than it saves.
-        const SMALL: usize = 96 << 10;
-        let bytes: usize = inputs.iter().flatten().map(|tensor| tensor.bytes().len()).sum();
-        let pool = pool.filter(|_| bytes >= SMALL);
-        let result = guarded(|| match pool {
-            Some(pool) => pool.install(|| self.compute(inputs)),
-            None => threads::serially(|| self.compute(inputs)),
-        });
-        self.name_errors(result)
-    }
-
-    fn name_errors<T>(&self, result: Result<Result<T, OpError>, String>) -> Result<T, RuntimeError> {
-        match result {
-            Ok(Ok(outputs)) => Ok(outputs),
-            Ok(Err(source)) => Err(RuntimeError::Node { node: self.label.clone(), source }),
-            Err(what) => Err(RuntimeError::Internal { node: self.label.clone(), what }),
-        }
-    }
-
-    /// A result of this step on the host.
-    pub(crate) fn to_host(&self, value: &RtValue) -> Result<Tensor, RuntimeError> {
-        self.name_errors(guarded(|| value.to_host()))
-    }
-
-    /// Runs the step: on the device where there is one and it has a kernel for this form, else on the
-    /// host.
-    pub(crate) fn run(
-        &self,
-        inputs: &[Option<&RtValue>],
-        place: Place<'_>,
-    ) -> Result<Vec<RtValue>, RuntimeError> {
-        let no_tensors = inputs.iter().flatten().any(|value| matches!(value, RtValue::Datum(_)));
-        if let Some(run) = self.datum.filter(|_| no_tensors || self.reference.is_none()) {
-            return self.run_datum(inputs, run);
-        }
-        if let (Some(device), Some(kernel)) = (place.device, self.device) {
-            let call = DeviceCall { node: &self.node, inputs, device };
-            if let Some(output) = self.name_errors(guarded(|| Ok(kernel(&call))))? {
-                return Ok(vec![RtValue::Device(output)]);
-            }
-        }
-        let mut downloaded: Vec<Option<Tensor>> = Vec::new();
-        if inputs.iter().flatten().any(|value| value.host().is_none()) {
-            for input in inputs {
-                let tensor = self.name_errors(guarded(|| input.map(RtValue::to_host).transpose()))?;
-                downloaded.push(tensor);
-            }
-        }
-        let tensors: Vec<Option<&Tensor>> = match downloaded.is_empty() {
-            true => inputs.iter().map(|input| input.and_then(RtValue::host)).collect(),
-            false => downloaded.iter().map(Option::as_ref).collect(),
-        };
-        let outputs = self.run_on_host(&tensors, place.pool)?;
-        Ok(outputs.into_iter().map(RtValue::Host).collect())
-    }
-}
 
 impl Plan {
     /// Plans the main graph of a model for the host.
@@ -211,6 +81,7 @@ impl Plan {
             unsupported: Vec::new(),
             budget: options.fold_limit,
             steps_left: MOST_STEPS,
+            fuse: options.fuse,
             scopes: 0,
         };
         let mut inputs = Vec::new();
@@ -264,6 +135,8 @@ struct Builder<'a> {
     budget: usize,
     /// Steps that may still be planned.
     steps_left: usize,
+    /// Whether bodies are arranged with chains.
+    fuse: bool,
     /// Number of the last scope.
     scopes: usize,
 }
@@ -341,9 +214,18 @@ impl Builder<'_> {
         captures.sort_unstable();
         captures.dedup();
         outputs.iter().for_each(|&slot| own[slot] = false);
-        let frees = last_uses(&steps, None, |slot| own[slot], self.slots.len());
+        let route = arrange(&Terrain {
+            steps: &steps,
+            active: None,
+            kept: &|slot| outputs.contains(&slot),
+            own: &|slot| own[slot],
+            constants: &|slot| self.constant(slot),
+            cuts: &BTreeSet::new(),
+            slot_count: self.slots.len(),
+            fuse: self.fuse,
+        });
         let types = optix_ops::output_types(model, graph);
-        (Body { steps, frees, inputs, outputs, types }, captures)
+        (Body { steps, route, inputs, outputs, types }, captures)
     }
 
     /// The bodies of a control-flow operator or a call, and what they capture; nothing for other nodes.
@@ -494,7 +376,8 @@ impl Builder<'_> {
             let outputs = guarded(|| threads::serially(|| run(&call))).ok()?.ok()?;
             return take(outputs, limit, &mut self.budget);
         }
-        let outputs = step.run_on_host(&inputs, self.pool).ok()?;
+        // What is folded stays: its memory is not that of a run.
+        let (outputs, _) = step.run_on_host(&inputs, self.pool, &Default::default(), None).ok()?;
         take(outputs, limit, &mut self.budget)
     }
 }

@@ -1,15 +1,19 @@
 //! Running a plan.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use optix_ir::{Tensor, Type, ValueId};
 use optix_ops::Datum;
 
-use crate::control::{last_uses, walk};
+use crate::control::walk;
 use crate::device::{Device, RtValue, synchronize};
 use crate::engine::{Session, Visit};
 use crate::error::RuntimeError;
-use crate::plan::{Input, Place, Plan, Slot, Step};
+use crate::fuse::{Item, Route, Terrain, arrange};
+use crate::kernels::buffers::Buffers;
+use crate::plan::{Input, Plan, Slot};
+use crate::step::{Place, Step};
 
 /// A loaded model.
 pub(crate) struct PlanSession {
@@ -19,6 +23,12 @@ pub(crate) struct PlanSession {
     required: Vec<(ValueId, String)>,
     /// The last run's schedule: mostly the next one's too.
     schedule: Option<Arc<Schedule>>,
+    /// Memory for results, kept from run to run.
+    buffers: Arc<Buffers>,
+    /// Whether chains of operators are fused.
+    fuse: bool,
+    /// Steps that turned out not to fit a chain.
+    cuts: BTreeSet<usize>,
 }
 
 /// What a run for certain wanted values does.
@@ -26,24 +36,31 @@ struct Schedule {
     wanted: Vec<ValueId>,
     /// By slot: the wanted value there.
     visits: Vec<Option<ValueId>>,
-    /// Steps that are needed.
-    active: Vec<bool>,
-    /// By slot: whether an active step reads it.
+    /// By slot: whether a step that is needed reads it.
     read: Vec<bool>,
-    /// By step: slots that no active step reads behind it.
-    frees: Vec<Vec<Slot>>,
+    /// What is run.
+    route: Route,
 }
 
 impl PlanSession {
     /// A session that runs a plan with a pool's threads, on a device where it has kernels for one.
-    pub(crate) fn new(plan: Plan, pool: Option<rayon::ThreadPool>, device: Option<Device>) -> PlanSession {
+    /// Chains of operators are fused on the host when `fuse` is set.
+    pub(crate) fn new(
+        plan: Plan,
+        pool: Option<rayon::ThreadPool>,
+        device: Option<Device>,
+        fuse: bool,
+    ) -> PlanSession {
+        let fuse = fuse && device.is_none();
+
         let required = plan
             .inputs
             .iter()
             .filter(|input| !input.has_default)
             .map(|input| (input.value, input.name.clone()))
             .collect();
-        PlanSession { plan, pool, device, required, schedule: None }
+        let (buffers, cuts) = (Arc::default(), BTreeSet::new());
+        PlanSession { plan, pool, device, required, schedule: None, buffers, fuse, cuts }
     }
 
     fn schedule(&mut self, wanted: &[ValueId]) -> Result<Arc<Schedule>, RuntimeError> {
@@ -72,8 +89,23 @@ impl PlanSession {
         // Constants stay: bodies read them too, and a run's reference to them costs nothing.
         let mut passing = vec![true; plan.slot_count];
         plan.constants.iter().for_each(|(slot, _)| passing[*slot] = false);
-        let frees = last_uses(&plan.steps, Some(&active), |slot| passing[slot], plan.slot_count);
-        let schedule = Arc::new(Schedule { wanted: wanted.to_vec(), visits, active, read, frees });
+        // A default can be fed over: it is no constant here.
+        let mut constants: Vec<Option<&Tensor>> = vec![None; plan.slot_count];
+        for (slot, value) in &plan.constants {
+            constants[*slot] = value.host();
+        }
+        plan.inputs.iter().for_each(|input| constants[input.slot] = None);
+        let route = arrange(&Terrain {
+            steps: &plan.steps,
+            active: Some(&active),
+            kept: &|slot| visits[slot].is_some(),
+            own: &|slot| passing[slot],
+            constants: &|slot| constants[slot],
+            cuts: &self.cuts,
+            slot_count: plan.slot_count,
+            fuse: self.fuse,
+        });
+        let schedule = Arc::new(Schedule { wanted: wanted.to_vec(), visits, read, route });
         self.schedule = Some(schedule.clone());
         Ok(schedule)
     }
@@ -144,12 +176,21 @@ impl PlanSession {
                 see(value, None, held)?;
             }
         }
-        let place = Place { pool: self.pool.as_ref(), device: self.device.as_ref() };
+        let place = Place { pool: self.pool.as_ref(), device: self.device.as_ref(), buffers: &self.buffers };
         let mut watch = |step: &Step, slot: Slot, value: &RtValue| match schedule.visits[slot] {
             Some(id) => see(id, Some(step), value),
             None => Ok(()),
         };
-        walk(&plan.steps, Some(&schedule.active), &schedule.frees, &mut values, place, &mut watch)?;
+        walk(&plan.steps, &schedule.route, &mut values, place, &mut watch)?;
+        let misfits = schedule.route.items.iter().filter_map(|item| match item {
+            Item::Group(group) => group.misfit(),
+            Item::Step(_) => None,
+        });
+        let known = self.cuts.len();
+        self.cuts.extend(misfits);
+        if self.cuts.len() > known {
+            self.schedule = None;
+        }
         match &self.device {
             Some(device) => synchronize(device).map_err(RuntimeError::Environment),
             None => Ok(()),

@@ -1,15 +1,14 @@
 //! Functions of one element: activations and elementary functions on 32-bit floats
 //! (onnx/docs/Operators.md).
 
-use optix_ops::Call;
-
-use super::{Fast, KernelSpec, floats_or_decline, one, parallel};
+use super::elementwise::chained;
+use super::{Fast, Job, KernelSpec, floats_or_decline, parallel};
 use crate::math::simd::vectorized;
 use crate::math::unary;
 
 /// The kernels of this family.
 pub(crate) static KERNELS: &[KernelSpec] = &[
-    KernelSpec::plain("Relu", 6, |call| map(call, 1, |x| if x < 0.0 { 0.0 } else { x })),
+    KernelSpec::plain("Relu", 6, |call| map(call, 1, unary::relu)),
     KernelSpec::plain("Clip", 6, clip),
     KernelSpec::plain("LeakyRelu", 6, |call| {
         let alpha = call.node.float("alpha").unwrap_or(0.01);
@@ -19,9 +18,9 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::plain("HardSigmoid", 6, |call| {
         let alpha = call.node.float("alpha").unwrap_or(0.2);
         let beta = call.node.float("beta").unwrap_or(0.5);
-        map(call, 1, move |x| clamp(alpha * x + beta, 0.0, 1.0))
+        map(call, 1, move |x| unary::clamp(alpha * x + beta, 0.0, 1.0))
     }),
-    KernelSpec::plain("HardSwish", 14, |call| map(call, 1, |x| x * clamp(x * (1.0 / 6.0) + 0.5, 0.0, 1.0))),
+    KernelSpec::plain("HardSwish", 14, |call| map(call, 1, unary::hard_swish)),
     KernelSpec::plain("Tanh", 6, |call| map(call, 8, unary::tanh)),
     KernelSpec::plain("Erf", 9, |call| map(call, 12, unary::erf)),
     KernelSpec::plain("Gelu", 20, gelu),
@@ -46,20 +45,14 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::plain("Log", 6, |call| map(call, 16, f32::ln)),
 ];
 
-/// Limits `x`; NaN stays NaN.
-#[inline(always)]
-fn clamp(x: f32, low: f32, high: f32) -> f32 {
-    let x = if x < low { low } else { x };
-    if x > high { high } else { x }
-}
-
 /// Applies `function`, of about `weight` multiply-adds, to every element of the first input.
 #[inline(always)]
-fn map(call: &Call<'_>, weight: usize, function: impl Fn(f32) -> f32 + Copy + Send + Sync) -> Fast {
+fn map(call: &Job<'_>, weight: usize, function: impl Fn(f32) -> f32 + Copy + Send + Sync) -> Fast {
     let input = call.input(0)?;
     let elements = floats_or_decline!(input);
-    let mut output = vec![0.0; elements.len()];
-    parallel::chunks(&mut output, weight, |start, part| {
+    let mut output = call.scratch(elements.len());
+    let chain = call.chain(input.shape());
+    let compute = |start: usize, part: &mut [f32]| {
         let source = &elements[start..start + part.len()];
         vectorized(
             #[inline(always)]
@@ -70,11 +63,12 @@ fn map(call: &Call<'_>, weight: usize, function: impl Fn(f32) -> f32 + Copy + Se
                 }
             },
         );
-    });
-    one(input.shape().to_vec(), output)
+    };
+    parallel::chunks(&mut output, weight, |start, part| chained(start, part, chain.as_ref(), compute));
+    call.one(input.shape().to_vec(), output)
 }
 
-fn clip(call: &Call<'_>) -> Fast {
+fn clip(call: &Job<'_>) -> Fast {
     // Limits are attributes before version 11 and inputs since.
     let bound = |slot: usize, name: &str, default: f32| -> Option<f32> {
         if call.opset < 11 {
@@ -90,13 +84,13 @@ fn clip(call: &Call<'_>) -> Fast {
         return Ok(None);
     };
     // A lower limit above the upper one means the upper one everywhere.
-    map(call, 1, move |x| clamp(x, low, high))
+    map(call, 1, move |x| unary::clamp(x, low, high))
 }
 
-fn gelu(call: &Call<'_>) -> Fast {
+fn gelu(call: &Job<'_>) -> Fast {
     match call.node.string("approximate").unwrap_or("none") {
-        "none" => map(call, 16, |x| 0.5 * x * (1.0 + unary::erf(x * std::f32::consts::FRAC_1_SQRT_2))),
-        "tanh" => map(call, 16, |x| 0.5 * x * (1.0 + unary::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))),
+        "none" => map(call, 16, unary::gelu),
+        "tanh" => map(call, 16, unary::gelu_tanh),
         _ => Ok(None),
     }
 }

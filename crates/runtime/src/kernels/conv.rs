@@ -3,11 +3,8 @@
 use std::borrow::Cow;
 
 use optix_ir::{Node, Tensor};
-use optix_ops::Call;
 
-use super::{
-    Fast, KernelSpec, Prepared, Setup, Window, buffer, floats, floats_or_decline, one, parallel, size,
-};
+use super::{Fast, Job, KernelSpec, Prepared, Setup, Window, floats, floats_or_decline, parallel, size};
 use crate::math::conv::{ConvShape, PackedFilters, convolve};
 use crate::math::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
 
@@ -65,7 +62,7 @@ fn pack_shape(filters: usize, per_group: usize, kernel: [usize; 2], groups: usiz
 }
 
 impl Prepared for Conv {
-    fn run(&self, call: &Call<'_>) -> Fast {
+    fn run(&self, call: &Job<'_>) -> Fast {
         let (input, weights) = (call.input(0)?, call.input(1)?);
         let (Some([filters, per_group, height, width]), Some(groups)) =
             (filter_shape(weights), groups(call.node))
@@ -118,15 +115,18 @@ impl Prepared for Conv {
         };
         let mut result = vec![shape.batch, filters];
         result.extend_from_slice(&window.output[..spatial]);
-        let mut output = buffer(call, &result)?;
-        convolve(&shape, &elements, packed, bias.as_deref(), &mut output);
-        one(result, output)
+        let mut output = call.buffer(&result)?;
+        let chain = call.chain(&result);
+        let finish = chain.as_ref().map(|chain| |start: usize, part: &mut [f32]| chain.apply(start, part));
+        let finish = finish.as_ref().map(|finish| finish as &(dyn Fn(usize, &mut [f32]) + Sync));
+        convolve(&shape, &elements, packed, bias.as_deref(), &mut output, finish);
+        call.one(result, output)
     }
 }
 
 /// ConvTranspose over one or two spatial axes: a matrix product gives what every input pixel adds to every
 /// tap's place, which is then added up.
-fn transposed(call: &Call<'_>) -> Fast {
+fn transposed(call: &Job<'_>) -> Fast {
     let (input, weights) = (call.input(0)?, call.input(1)?);
     let (Some([channels, per_group, height, width]), Some(groups)) =
         (filter_shape(weights), groups(call.node))
@@ -193,17 +193,18 @@ fn transposed(call: &Call<'_>) -> Fast {
         // Row (filter, tap), column (channel): the transposed picture of the weights.
         pack_rows(&mut packed, group, taps, depth, 1, taps);
     }
-    let mut output = buffer(call, &result)?;
+    let mut output = call.buffer(&result)?;
     let (pixels, plane) = (size(&source), size(&target));
     if plane == 0 {
-        return one(result, output);
+        return call.one(result, output);
     }
     parallel::rows(&mut output, per_group * groups * plane, depth * height * width, |index, output| {
         let image = &elements[index * channels * pixels..][..channels * pixels];
         // The last rows need padding to be read as whole vectors.
         let stride = pixels.next_multiple_of(PADDING);
-        let mut padded = vec![0.0; depth * stride];
-        let mut sums = vec![0.0; taps * pixels];
+        let mut padded = call.scratch(depth * stride);
+        padded.fill(0.0);
+        let mut sums = call.scratch(taps * pixels);
         let offsets: Vec<usize> = (0..depth).map(|channel| channel * stride).collect();
         for group in 0..groups {
             for (row, channel) in
@@ -239,5 +240,5 @@ fn transposed(call: &Call<'_>) -> Fast {
             }
         }
     });
-    one(result, output)
+    call.one(result, output)
 }

@@ -1,11 +1,10 @@
 //! Functions of two elements with numpy's broadcasting, on 32-bit floats (onnx/docs/Broadcasting.md).
 
-use std::borrow::Cow;
+use optix_ir::DType;
 
-use optix_ir::{DType, Tensor};
-use optix_ops::Call;
-
-use super::{Fast, KernelSpec, buffer, floats_or_decline, one, parallel, size};
+use super::buffers::Block;
+use super::{Fast, Job, KernelSpec, floats_or_decline, parallel, size};
+use crate::fuse::program::Bound;
 use crate::math::simd::vectorized;
 
 /// The kernels of this family.
@@ -107,23 +106,25 @@ impl<const N: usize> Walk<N> {
 }
 
 #[inline(always)]
-fn binary(call: &Call<'_>, function: impl Fn(f32, f32) -> f32 + Send + Sync) -> Fast {
+fn binary(call: &Job<'_>, function: impl Fn(f32, f32) -> f32 + Send + Sync) -> Fast {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let (left, right) = (floats_or_decline!(a), floats_or_decline!(b));
     let Some(shape) = broadcast(a.shape(), b.shape()) else { return Ok(None) };
-    let output = combine(call, &shape, (&left, a.shape()), (&right, b.shape()), &function)?;
-    one(shape, output)
+    let chain = call.chain(&shape);
+    let output = combine(call, &shape, (&left, a.shape()), (&right, b.shape()), &function, chain)?;
+    call.one(shape, output)
 }
 
 #[inline(always)]
 fn combine(
-    call: &Call<'_>,
+    call: &Job<'_>,
     shape: &[usize],
     (left, left_shape): (&[f32], &[usize]),
     (right, right_shape): (&[f32], &[usize]),
     function: &(impl Fn(f32, f32) -> f32 + Send + Sync),
-) -> Result<Vec<f32>, optix_ops::OpError> {
-    let mut output = buffer(call, shape)?;
+    chain: Option<Bound<'_>>,
+) -> Result<Block, optix_ops::OpError> {
+    let mut output = call.buffer(shape)?;
     let walk = Walk::new([left_shape, right_shape], shape);
     let inner = walk.inner();
     let steps = (walk.inner_stride(0), walk.inner_stride(1));
@@ -156,30 +157,57 @@ fn combine(
         );
     };
     if walk.dims.len() == 1 {
-        parallel::chunks(&mut output, 1, |at, part| run([at * steps.0, at * steps.1], part));
+        parallel::chunks(&mut output, 1, |at, part| {
+            chained(at, part, chain.as_ref(), |at, part| run([at * steps.0, at * steps.1], part));
+        });
     } else {
-        parallel::rows(&mut output, inner, 1, |row, part| run(walk.starts(row), part));
+        parallel::rows(&mut output, inner, 1, |row, part| {
+            run(walk.starts(row), part);
+            if let Some(chain) = &chain {
+                chain.apply(row * inner, part);
+            }
+        });
     }
     Ok(output)
 }
 
+/// Computes `part`, the elements from number `at` on, and takes them through the chain, in pieces that are
+/// still in the first-level cache when the chain reads them.
+#[inline(always)]
+pub(crate) fn chained(
+    at: usize,
+    part: &mut [f32],
+    chain: Option<&Bound<'_>>,
+    compute: impl Fn(usize, &mut [f32]),
+) {
+    const PIECE: usize = 4 << 10;
+    let Some(chain) = chain else { return compute(at, part) };
+    for (number, piece) in part.chunks_mut(PIECE).enumerate() {
+        let at = at + number * PIECE;
+        compute(at, piece);
+        chain.apply(at, piece);
+    }
+}
+
 /// Max and Min of any number of inputs, folded from the first.
 #[inline(always)]
-fn extreme(call: &Call<'_>, function: impl Fn(f32, f32) -> f32 + Send + Sync) -> Fast {
+fn extreme(call: &Job<'_>, function: impl Fn(f32, f32) -> f32 + Send + Sync) -> Fast {
     let first = call.input(0)?;
     let mut shape = first.shape().to_vec();
-    let mut data: Cow<'_, [f32]> = floats_or_decline!(first);
+    let elements = floats_or_decline!(first);
+    let mut data = call.scratch(elements.len());
+    data.copy_from_slice(&elements);
     for slot in 1..call.inputs.len() {
         let next = call.input(slot)?;
         let elements = floats_or_decline!(next);
         let Some(joint) = broadcast(&shape, next.shape()) else { return Ok(None) };
-        data = Cow::Owned(combine(call, &joint, (&data, &shape), (&elements, next.shape()), &function)?);
+        data = combine(call, &joint, (&data, &shape), (&elements, next.shape()), &function, None)?;
         shape = joint;
     }
-    one(shape, data.into_owned())
+    call.one(shape, data)
 }
 
-fn pow(call: &Call<'_>) -> Fast {
+fn pow(call: &Job<'_>) -> Fast {
     let exponent = call.input(1)?;
     let exponent = match exponent.dtype() {
         DType::F32 | DType::I32 | DType::I64 => exponent.single(),
@@ -191,7 +219,7 @@ fn pow(call: &Call<'_>) -> Fast {
         && base.rank() >= call.input(1)?.rank()
     {
         let elements = floats_or_decline!(base);
-        let mut output = vec![0.0; elements.len()];
+        let mut output = call.scratch(elements.len());
         let function: fn(f32) -> f32 = match exponent {
             2.0 => |x| x * x,
             3.0 => |x| x * x * x,
@@ -205,7 +233,7 @@ fn pow(call: &Call<'_>) -> Fast {
                 *value = function(x);
             }
         });
-        return one(base.shape().to_vec(), output);
+        return call.one(base.shape().to_vec(), output);
     }
     if call.input(1)?.dtype() != DType::F32 {
         return Ok(None);
@@ -214,7 +242,7 @@ fn pow(call: &Call<'_>) -> Fast {
 }
 
 /// Where, for elements of any size of whole bytes.
-fn select(call: &Call<'_>) -> Fast {
+fn select(call: &Job<'_>) -> Fast {
     let (condition, a, b) = (call.input(0)?, call.input(1)?, call.input(2)?);
     if condition.dtype() != DType::Bool || a.dtype() != DType::F32 || b.dtype() != DType::F32 {
         return Ok(None);
@@ -223,7 +251,7 @@ fn select(call: &Call<'_>) -> Fast {
         return Ok(None);
     };
     let (left, right) = (floats_or_decline!(a), floats_or_decline!(b));
-    let mut output = buffer(call, &shape)?;
+    let mut output = call.buffer(&shape)?;
     let walk = Walk::new([condition.shape(), a.shape(), b.shape()], &shape);
     let steps = [walk.inner_stride(0), walk.inner_stride(1), walk.inner_stride(2)];
     let bits = condition.bytes();
@@ -235,5 +263,5 @@ fn select(call: &Call<'_>) -> Fast {
         }
     });
     debug_assert_eq!(output.len(), size(&shape));
-    Ok(Some(vec![Tensor::from_vec(shape, output)]))
+    call.one(shape, output)
 }

@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use optix_ir::{DType, Tensor};
-use optix_ops::{Call, OpError};
+use optix_ops::OpError;
 
-use super::{Fast, KernelSpec, parallel, size};
+use super::buffers::Block;
+use super::{Fast, Job, KernelSpec, parallel, size};
 
 /// The kernels of this family.
 pub(crate) static KERNELS: &[KernelSpec] = &[
@@ -49,17 +50,45 @@ fn width(dtype: DType) -> Option<usize> {
     }
 }
 
-fn tensor(call: &Call<'_>, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Fast {
+fn tensor(call: &Job<'_>, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Fast {
     let made = Tensor::new(dtype, shape, Bytes::from(bytes)).map_err(|error| call.tensor_error(error))?;
     Ok(Some(vec![made]))
 }
 
-fn room(call: &Call<'_>, dtype: DType, shape: &[usize]) -> Result<usize, OpError> {
-    call.check_size(dtype, shape)?;
-    Ok(size(shape))
+/// The payload of a result, written from its start to its end.
+struct Payload {
+    block: Block,
+    dtype: DType,
+    shape: Vec<usize>,
+    /// Bytes written.
+    written: usize,
 }
 
-fn transpose(call: &Call<'_>) -> Fast {
+impl Payload {
+    /// Room for a result of elements of `width` bytes, its size checked first.
+    fn new(call: &Job<'_>, dtype: DType, width: usize, shape: Vec<usize>) -> Result<Payload, OpError> {
+        call.check_size(dtype, &shape)?;
+        let block = call.scratch((size(&shape) * width).div_ceil(size_of::<f32>()));
+        Ok(Payload { block, dtype, shape, written: 0 })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.block)
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        let at = self.written;
+        self.bytes()[at..at + bytes.len()].copy_from_slice(bytes);
+        self.written += bytes.len();
+    }
+
+    fn finish(self, call: &Job<'_>) -> Fast {
+        let made = self.block.into_tensor_of(self.dtype, self.shape);
+        Ok(Some(vec![made.map_err(|error| call.tensor_error(error))?]))
+    }
+}
+
+fn transpose(call: &Job<'_>) -> Fast {
     let input = call.input(0)?;
     let rank = input.rank();
     let order: Option<Vec<usize>> = match call.node.ints("perm") {
@@ -93,14 +122,15 @@ fn transpose(call: &Call<'_>) -> Fast {
         let same = input.reshaped(shape).map_err(|error| call.tensor_error(error))?;
         return Ok(Some(vec![same]));
     }
-    let count = room(call, input.dtype(), &shape)?;
-    let bytes = by_width!(input.dtype(), WIDTH => {
+    let Some(width) = width(input.dtype()) else { return Ok(None) };
+    let bytes = size(&shape) * width;
+    let mut output = Payload::new(call, input.dtype(), width, shape)?;
+    by_width!(input.dtype(), WIDTH => {
         let (source, _) = input.bytes().as_chunks::<WIDTH>();
-        let mut output = vec![[0u8; WIDTH]; count];
-        permute(source, &merged, &mut output);
-        output.into_flattened()
+        let (target, _) = output.bytes()[..bytes].as_chunks_mut::<WIDTH>();
+        permute(source, &merged, target);
     });
-    tensor(call, input.dtype(), shape, bytes)
+    output.finish(call)
 }
 
 /// `output` in row-major order of `dims`, each a size and the stride of the source.
@@ -136,7 +166,7 @@ fn permute<T: Copy + Send + Sync>(source: &[T], dims: &[(usize, usize)], output:
     });
 }
 
-fn concat(call: &Call<'_>) -> Fast {
+fn concat(call: &Job<'_>) -> Fast {
     let first = call.input(0)?;
     let Some(width) = width(first.dtype()) else { return Ok(None) };
     let Some(axis) = call.node.int("axis") else { return Ok(None) };
@@ -155,17 +185,17 @@ fn concat(call: &Call<'_>) -> Fast {
         shape[axis] += input.shape()[axis];
         parts.push((input.bytes(), size(&input.shape()[axis..]) * width));
     }
-    let count = room(call, first.dtype(), &shape)?;
-    let mut output = Vec::with_capacity(count * width);
-    for row in 0..size(&shape[..axis]) {
+    let rows = size(&shape[..axis]);
+    let mut output = Payload::new(call, first.dtype(), width, shape)?;
+    for row in 0..rows {
         for (bytes, run) in &parts {
-            output.extend_from_slice(&bytes[row * run..][..*run]);
+            output.push(&bytes[row * run..][..*run]);
         }
     }
-    tensor(call, first.dtype(), shape, output)
+    output.finish(call)
 }
 
-fn gather(call: &Call<'_>) -> Fast {
+fn gather(call: &Job<'_>) -> Fast {
     let (data, indices) = (call.input(0)?, call.input(1)?);
     let Some(width) = width(data.dtype()) else { return Ok(None) };
     if !matches!(indices.dtype(), DType::I32 | DType::I64) || data.rank() == 0 {
@@ -185,18 +215,17 @@ fn gather(call: &Call<'_>) -> Fast {
     shape.extend_from_slice(indices.shape());
     shape.extend_from_slice(&data.shape()[axis + 1..]);
     let run = size(&data.shape()[axis + 1..]) * width;
-    let count = room(call, data.dtype(), &shape)?;
-    let mut output = Vec::with_capacity(count * width);
+    let mut output = Payload::new(call, data.dtype(), width, shape)?;
     for outer in 0..size(&data.shape()[..axis]) {
         for place in &places {
-            output.extend_from_slice(&data.bytes()[(outer * length + place) * run..][..run]);
+            output.push(&data.bytes()[(outer * length + place) * run..][..run]);
         }
     }
-    tensor(call, data.dtype(), shape, output)
+    output.finish(call)
 }
 
 /// Slice with positive steps.
-fn slice(call: &Call<'_>) -> Fast {
+fn slice(call: &Job<'_>) -> Fast {
     let data = call.input(0)?;
     let Some(width) = width(data.dtype()) else { return Ok(None) };
     let list = |slot: usize| -> Option<Option<Vec<i64>>> {
@@ -231,9 +260,8 @@ fn slice(call: &Call<'_>) -> Fast {
         ranges[axis] = (start, end.saturating_sub(start).div_ceil(step), step);
     }
     let shape: Vec<usize> = ranges.iter().map(|range| range.1).collect();
-    let count = room(call, data.dtype(), &shape)?;
-    let mut output = Vec::with_capacity(count * width);
-    if count > 0 {
+    let mut output = Payload::new(call, data.dtype(), width, shape.clone())?;
+    if !output.block.is_empty() {
         // The innermost axis that is cut, and what lies whole behind it.
         let cut = (0..rank).rposition(|axis| ranges[axis] != (0, data.shape()[axis], 1)).unwrap_or(0);
         let run = size(data.shape().get(cut + 1..).unwrap_or_default()) * width;
@@ -251,18 +279,18 @@ fn slice(call: &Call<'_>) -> Fast {
             }
             let base = start * width + first * run;
             if step == 1 {
-                output.extend_from_slice(&data.bytes()[base..base + length * run]);
+                output.push(&data.bytes()[base..base + length * run]);
             } else {
                 for i in 0..length {
-                    output.extend_from_slice(&data.bytes()[base + i * step * run..][..run]);
+                    output.push(&data.bytes()[base + i * step * run..][..run]);
                 }
             }
         }
     }
-    tensor(call, data.dtype(), shape, output)
+    output.finish(call)
 }
 
-fn expand(call: &Call<'_>) -> Fast {
+fn expand(call: &Job<'_>) -> Fast {
     let (input, wanted) = (call.input(0)?, call.input(1)?);
     let Ok(wanted) = wanted.to_i64s() else { return Ok(None) };
     let wanted: Option<Vec<usize>> = wanted.iter().map(|&dim| usize::try_from(dim).ok()).collect();
@@ -273,8 +301,8 @@ fn expand(call: &Call<'_>) -> Fast {
         return Ok(Some(vec![input.clone()]));
     }
     let Some(width) = width(input.dtype()) else { return Ok(None) };
-    let count = room(call, input.dtype(), &shape)?;
-    if count == 0 {
+    call.check_size(input.dtype(), &shape)?;
+    if size(&shape) == 0 {
         return tensor(call, input.dtype(), shape, Vec::new());
     }
     // From the innermost axis out: what is there so far is repeated.

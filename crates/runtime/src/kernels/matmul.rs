@@ -2,15 +2,14 @@
 //! (onnx/docs/Operators.md).
 
 use optix_ir::{DType, Tensor};
-use optix_ops::Call;
 
-use super::{Fast, KernelSpec, buffer, floats_or_decline, one, size};
-use crate::math::matmul::{Matrix, product, product_integer};
+use super::{Fast, Job, KernelSpec, Prepared, Setup, floats, floats_or_decline, size};
+use crate::math::matmul::{Matrix, pack_columns, packed_size, product, product_integer};
 
 /// The kernels of this family.
 pub(crate) static KERNELS: &[KernelSpec] = &[
-    KernelSpec::plain("MatMul", 1, matmul),
-    KernelSpec::plain("Gemm", 7, gemm),
+    KernelSpec::prepared("MatMul", 1, MatMul::prepare),
+    KernelSpec::prepared("Gemm", 7, Gemm::prepare),
     KernelSpec::plain("MatMulInteger", 10, matmul_integer),
 ];
 
@@ -70,96 +69,158 @@ fn stacks(a: &[usize], b: &[usize]) -> Option<Stacks> {
     Some(Stacks { result, sizes: [left[0], left[1], right[1]], pairs })
 }
 
-fn matmul(call: &Call<'_>) -> Fast {
-    let (a, b) = (call.input(0)?, call.input(1)?);
-    let Some(mut stacks) = stacks(a.shape(), b.shape()) else { return Ok(None) };
-    let (left, right) = (floats_or_decline!(a), floats_or_decline!(b));
-    let mut output = buffer(call, &stacks.result)?;
-    let [mut rows, depth, columns] = stacks.sizes;
-    if output.is_empty() {
-        return one(stacks.result, output);
-    }
-    // One right matrix for all: the left ones are one tall matrix.
-    if stacks.pairs.iter().enumerate().all(|(index, &(a, b))| a == index && b == 0) {
-        rows *= stacks.pairs.len();
-        stacks.pairs.truncate(1);
-    }
-    product_stack(&stacks.pairs, [rows, depth, columns], &left, &right, &mut output);
-    one(stacks.result, output)
-}
+/// The right matrix of a product, packed once when it is constant.
+struct Right(Option<Vec<f32>>);
 
-fn product_stack(
-    pairs: &[(usize, usize)],
-    [rows, depth, columns]: [usize; 3],
-    left: &[f32],
-    right: &[f32],
-    output: &mut [f32],
-) {
-    let run = |index: usize, output: &mut [f32], parallel: bool| {
-        let (a, b) = pairs[index];
-        let left = Matrix { data: &left[a * rows * depth..][..rows * depth], strides: [depth, 1] };
-        let right = Matrix { data: &right[b * depth * columns..][..depth * columns], strides: [columns, 1] };
-        product(rows, depth, columns, left, right, output, parallel);
-    };
-    if pairs.len() == 1 {
-        run(0, output, true);
-    } else {
-        super::parallel::rows(output, rows * columns, depth, |index, output| run(index, output, false));
+impl Right {
+    fn prepare(matrix: Option<&Tensor>, transposed: bool) -> Right {
+        Right(matrix.and_then(|matrix| {
+            let &[rows, columns] = matrix.shape() else { return None };
+            let (depth, columns, strides) =
+                if transposed { (columns, rows, [1, columns]) } else { (rows, columns, [columns, 1]) };
+            let mut packed = vec![0.0; packed_size(depth, columns)];
+            pack_columns(Matrix { data: &floats(matrix)?, strides }, depth, columns, &mut packed);
+            Some(packed)
+        }))
     }
 }
 
-fn gemm(call: &Call<'_>) -> Fast {
-    let (a, b) = (call.input(0)?, call.input(1)?);
-    let node = call.node;
-    let (&[a0, a1], &[b0, b1]) = (a.shape(), b.shape()) else { return Ok(None) };
-    let swapped = |name| node.int(name).unwrap_or(0) != 0;
-    let (alpha, beta) = (node.float("alpha").unwrap_or(1.0), node.float("beta").unwrap_or(1.0));
-    let (rows, depth, left_strides) = if swapped("transA") { (a1, a0, [1, a1]) } else { (a0, a1, [a1, 1]) };
-    let (inner, columns, right_strides) =
-        if swapped("transB") { (b1, b0, [1, b1]) } else { (b0, b1, [b1, 1]) };
-    if inner != depth {
-        return Ok(None);
+/// MatMul. A constant right matrix is packed once.
+struct MatMul {
+    right: Right,
+}
+
+impl MatMul {
+    fn prepare(setup: &Setup<'_>) -> Option<Box<dyn Prepared>> {
+        Some(Box::new(MatMul { right: Right::prepare(setup.constant(1), false) }))
     }
-    let (left, right) = (floats_or_decline!(a), floats_or_decline!(b));
-    let mut output = buffer(call, &[rows, columns])?;
-    product(
-        rows,
-        depth,
-        columns,
-        Matrix { data: &left, strides: left_strides },
-        Matrix { data: &right, strides: right_strides },
-        &mut output,
-        true,
-    );
-    if alpha != 1.0 {
-        output.iter_mut().for_each(|value| *value *= alpha);
-    }
-    if let Some(c) = call.optional(2) {
-        let added = floats_or_decline!(c);
-        let strides = match *c.shape() {
-            [] => [0, 0],
-            [size] => [0, usize::from(size == columns && size != 1)],
-            [r, s] => [if r == 1 { 0 } else { s }, usize::from(s != 1)],
-            _ => return Ok(None),
-        };
-        let fits = match *c.shape() {
-            [] => true,
-            [s] => s == 1 || s == columns,
-            [r, s] => (r == 1 || r == rows) && (s == 1 || s == columns),
-            _ => false,
-        };
-        if !fits {
-            return Ok(None);
+}
+
+impl Prepared for MatMul {
+    fn run(&self, call: &Job<'_>) -> Fast {
+        let (a, b) = (call.input(0)?, call.input(1)?);
+        let Some(mut stacks) = stacks(a.shape(), b.shape()) else { return Ok(None) };
+        let (left, right) = (floats_or_decline!(a), floats_or_decline!(b));
+        let mut output = call.buffer(&stacks.result)?;
+        if output.is_empty() {
+            return call.one(stacks.result, output);
         }
-        if columns > 0 {
-            for (i, row) in output.chunks_mut(columns).enumerate() {
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value += beta * added[i * strides[0] + j * strides[1]];
+        let [mut rows, depth, columns] = stacks.sizes;
+        // One right matrix for all: the left ones are one tall matrix.
+        if stacks.pairs.iter().enumerate().all(|(index, &(a, b))| a == index && b == 0) {
+            rows *= stacks.pairs.len();
+            stacks.pairs.truncate(1);
+        }
+        let chain = call.chain(&stacks.result);
+        let compute = |index: usize, output: &mut [f32], parallel: bool| {
+            let (a, b) = stacks.pairs[index];
+            let left = Matrix { data: &left[a * rows * depth..][..rows * depth], strides: [depth, 1] };
+            let right =
+                Matrix { data: &right[b * depth * columns..][..depth * columns], strides: [columns, 1] };
+            let first = index * rows * columns;
+            let finish = |start: usize, part: &mut [f32]| {
+                if let Some(chain) = &chain {
+                    chain.apply(first + start, part);
+                }
+            };
+            let sizes = [rows, depth, columns];
+            match &self.right.0 {
+                Some(packed) => product(sizes, left, packed, output, parallel, Some(&finish)),
+                None => {
+                    let mut packed = call.scratch(packed_size(depth, columns));
+                    pack_columns(right, depth, columns, &mut packed);
+                    product(sizes, left, &packed, output, parallel, Some(&finish));
                 }
             }
+        };
+        if stacks.pairs.len() == 1 {
+            compute(0, &mut output, true);
+        } else {
+            super::parallel::rows(&mut output, rows * columns, depth, |index, output| {
+                compute(index, output, false);
+            });
         }
+        call.one(stacks.result, output)
     }
-    one(vec![rows, columns], output)
+}
+
+/// Gemm. A constant right matrix is packed once.
+struct Gemm {
+    right: Right,
+}
+
+impl Gemm {
+    fn prepare(setup: &Setup<'_>) -> Option<Box<dyn Prepared>> {
+        let transposed = setup.node.int("transB").unwrap_or(0) != 0;
+        Some(Box::new(Gemm { right: Right::prepare(setup.constant(1), transposed) }))
+    }
+}
+
+impl Prepared for Gemm {
+    fn run(&self, call: &Job<'_>) -> Fast {
+        let (a, b) = (call.input(0)?, call.input(1)?);
+        let node = call.node;
+        let (&[a0, a1], &[b0, b1]) = (a.shape(), b.shape()) else { return Ok(None) };
+        let swapped = |name| node.int(name).unwrap_or(0) != 0;
+        let (alpha, beta) = (node.float("alpha").unwrap_or(1.0), node.float("beta").unwrap_or(1.0));
+        let (rows, depth, left_strides) =
+            if swapped("transA") { (a1, a0, [1, a1]) } else { (a0, a1, [a1, 1]) };
+        let (inner, columns, right_strides) =
+            if swapped("transB") { (b1, b0, [1, b1]) } else { (b0, b1, [b1, 1]) };
+        if inner != depth {
+            return Ok(None);
+        }
+        let (left, right) = (floats_or_decline!(a), floats_or_decline!(b));
+        // What is added: its elements and their strides.
+        let added = match call.optional(2) {
+            None => None,
+            Some(c) => {
+                let strides = match *c.shape() {
+                    [] => [0, 0],
+                    [s] if s == 1 || s == columns => [0, usize::from(s == columns && s != 1)],
+                    [r, s] if (r == 1 || r == rows) && (s == 1 || s == columns) => {
+                        [if r == 1 { 0 } else { s }, usize::from(s != 1)]
+                    }
+                    _ => return Ok(None),
+                };
+                Some((floats_or_decline!(c), strides))
+            }
+        };
+        let shape = vec![rows, columns];
+        let mut output = call.buffer(&shape)?;
+        let chain = call.chain(&shape);
+        let finish = |start: usize, part: &mut [f32]| {
+            if alpha != 1.0 {
+                part.iter_mut().for_each(|value| *value *= alpha);
+            }
+            if let Some((added, strides)) = &added {
+                let (row, column) = (start / columns, start % columns);
+                let first = row * strides[0] + column * strides[1];
+                if strides[1] == 1 {
+                    for (value, c) in part.iter_mut().zip(&added[first..]) {
+                        *value += beta * c;
+                    }
+                } else {
+                    part.iter_mut().for_each(|value| *value += beta * added[first]);
+                }
+            }
+            if let Some(chain) = &chain {
+                chain.apply(start, part);
+            }
+        };
+        let left = Matrix { data: &left, strides: left_strides };
+        let sizes = [rows, depth, columns];
+        match &self.right.0 {
+            Some(packed) => product(sizes, left, packed, &mut output, true, Some(&finish)),
+            None => {
+                let mut packed = call.scratch(packed_size(depth, columns));
+                let right = Matrix { data: &right, strides: right_strides };
+                pack_columns(right, depth, columns, &mut packed);
+                product(sizes, left, &packed, &mut output, true, Some(&finish));
+            }
+        }
+        call.one(shape, output)
+    }
 }
 
 /// 8-bit matrices as 16-bit numbers less their zero points. Per-tensor zero points for the left side,
@@ -188,7 +249,7 @@ fn centred(tensor: &Tensor, zero: Option<&Tensor>, columns: usize) -> Option<Vec
     }
 }
 
-fn matmul_integer(call: &Call<'_>) -> Fast {
+fn matmul_integer(call: &Job<'_>) -> Fast {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let Some(stacks) = stacks(a.shape(), b.shape()) else { return Ok(None) };
     let [rows, depth, columns] = stacks.sizes;

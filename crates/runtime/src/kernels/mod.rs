@@ -4,12 +4,14 @@
 //! at (mostly 32-bit floats) and declines the rest by returning `None`; what is declined, and every
 //! operator without an entry here, runs on the host through `optix_ops`.
 //!
-//! Adding a kernel: write `fn(&Call) -> Fast`, or a type with [`Prepared`] when constants are worth
+//! Adding a kernel: write `fn(&Job) -> Fast`, or a type with [`Prepared`] when constants are worth
 //! preparing once, and add a line to the family's `KERNELS`.
 
 pub(crate) mod activation;
+pub(crate) mod buffers;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
+pub(crate) mod job;
 pub(crate) mod layout;
 pub(crate) mod matmul;
 pub(crate) mod normalization;
@@ -26,7 +28,9 @@ pub(crate) mod views;
 use std::borrow::Cow;
 
 use optix_ir::{DType, Node, Tensor};
-use optix_ops::{Call, OpError};
+use optix_ops::OpError;
+
+pub(crate) use job::Job;
 
 /// What a fast kernel answers: the outputs, or `None` when this call is not one it is made for.
 pub(crate) type Fast = Result<Option<Vec<Tensor>>, OpError>;
@@ -61,14 +65,14 @@ pub(crate) struct KernelSpec {
 #[derive(Clone, Copy)]
 pub(crate) enum Make {
     /// A function of the call.
-    Plain(fn(&Call<'_>) -> Fast),
+    Plain(fn(&Job<'_>) -> Fast),
     /// An object that prepares constants when the plan is made; `None` when it is of no use to this node.
     Prepared(fn(&Setup<'_>) -> Option<Box<dyn Prepared>>),
 }
 
 impl KernelSpec {
     /// A kernel that is a function of the call.
-    pub(crate) const fn plain(op_type: &'static str, since: i64, run: fn(&Call<'_>) -> Fast) -> KernelSpec {
+    pub(crate) const fn plain(op_type: &'static str, since: i64, run: fn(&Job<'_>) -> Fast) -> KernelSpec {
         KernelSpec { op_type, since, make: Make::Plain(run) }
     }
 
@@ -103,7 +107,7 @@ impl<'a> Setup<'a> {
 /// A kernel with prepared constants.
 pub(crate) trait Prepared: Send + Sync {
     /// Computes the outputs, or declines.
-    fn run(&self, call: &Call<'_>) -> Fast;
+    fn run(&self, call: &Job<'_>) -> Fast;
 }
 
 /// The fast kernel of an operator, if there is one.
@@ -131,22 +135,9 @@ macro_rules! floats_or_decline {
 }
 pub(crate) use floats_or_decline;
 
-/// The answer of a kernel with one 32-bit float output.
-///
-/// Kernels compute `data` for `shape` themselves, so a mismatch is an error of ours.
-pub(crate) fn one(shape: Vec<usize>, data: Vec<f32>) -> Fast {
-    Ok(Some(vec![Tensor::from_vec(shape, data)]))
-}
-
 /// Product of dimensions already known to be those of an existing or checked tensor.
 pub(crate) fn size(shape: &[usize]) -> usize {
     shape.iter().product()
-}
-
-/// A zeroed output buffer for `shape`, its size checked against the call's limit first.
-pub(crate) fn buffer(call: &Call<'_>, shape: &[usize]) -> Result<Vec<f32>, OpError> {
-    call.check_size(DType::F32, shape)?;
-    Ok(vec![0.0; size(shape)])
 }
 
 /// Spatial attributes of convolutions and pools, resolved for one input.

@@ -1,10 +1,8 @@
 //! BatchNormalization, LayerNormalization and InstanceNormalization on 32-bit floats
 //! (onnx/docs/Operators.md).
 
-use optix_ops::Call;
-
 use super::softmax::sum;
-use super::{Fast, KernelSpec, floats_or_decline, one, parallel, size};
+use super::{Fast, Job, KernelSpec, floats_or_decline, parallel, size};
 use crate::math::simd::vectorized;
 
 /// The kernels of this family.
@@ -14,7 +12,7 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::plain("InstanceNormalization", 6, instance),
 ];
 
-fn batch(call: &Call<'_>) -> Fast {
+fn batch(call: &Job<'_>) -> Fast {
     let input = call.input(0)?;
     // One output: the form of inference.
     if call.node.int("training_mode").unwrap_or(0) != 0
@@ -37,7 +35,7 @@ fn batch(call: &Call<'_>) -> Fast {
     let epsilon = call.node.float("epsilon").unwrap_or(1e-5);
     let [scale, bias, mean, variance] = &parameters[..] else { return Ok(None) };
     let plane = size(&input.shape()[2..]);
-    let mut output = vec![0.0; elements.len()];
+    let mut output = call.scratch(elements.len());
     parallel::rows(&mut output, plane, 1, |row, part| {
         let channel = row % channels;
         let factor = scale[channel] / (variance[channel] + epsilon).sqrt();
@@ -48,7 +46,7 @@ fn batch(call: &Call<'_>) -> Fast {
             || part.iter_mut().zip(source).for_each(|(value, &x)| *value = x * factor + shift),
         );
     });
-    one(input.shape().to_vec(), output)
+    call.one(input.shape().to_vec(), output)
 }
 
 /// Mean and 1 / standard deviation.
@@ -62,7 +60,7 @@ fn moments(source: &[f32], scratch: &mut [f32], epsilon: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
-fn layer(call: &Call<'_>) -> Fast {
+fn layer(call: &Job<'_>) -> Fast {
     let (input, scale) = (call.input(0)?, call.input(1)?);
     let axis = call.axis(call.node.int("axis").unwrap_or(-1), input.rank())?;
     let length = size(&input.shape()[axis..]);
@@ -82,7 +80,7 @@ fn layer(call: &Call<'_>) -> Fast {
         None => None,
     };
     let epsilon = call.node.float("epsilon").unwrap_or(1e-5);
-    let mut output = vec![0.0; elements.len()];
+    let mut output = call.scratch(elements.len());
     parallel::rows(&mut output, length, 4, |row, part| {
         let source = &elements[row * length..][..length];
         vectorized(
@@ -98,10 +96,10 @@ fn layer(call: &Call<'_>) -> Fast {
             },
         );
     });
-    one(input.shape().to_vec(), output)
+    call.one(input.shape().to_vec(), output)
 }
 
-fn instance(call: &Call<'_>) -> Fast {
+fn instance(call: &Job<'_>) -> Fast {
     let (input, scale, bias) = (call.input(0)?, call.input(1)?, call.input(2)?);
     if input.rank() < 3 || input.is_empty() {
         return Ok(None);
@@ -114,7 +112,7 @@ fn instance(call: &Call<'_>) -> Fast {
     let elements = floats_or_decline!(input);
     let (scale, bias) = (floats_or_decline!(scale), floats_or_decline!(bias));
     let epsilon = call.node.float("epsilon").unwrap_or(1e-5);
-    let mut output = vec![0.0; elements.len()];
+    let mut output = call.scratch(elements.len());
     parallel::rows(&mut output, plane, 4, |row, part| {
         let source = &elements[row * plane..][..plane];
         vectorized(
@@ -128,5 +126,5 @@ fn instance(call: &Call<'_>) -> Fast {
             },
         );
     });
-    one(input.shape().to_vec(), output)
+    call.one(input.shape().to_vec(), output)
 }

@@ -1,9 +1,7 @@
 //! Pooling on 32-bit floats over one or two spatial axes (onnx/docs/Operators.md).
 
-use optix_ops::Call;
-
 use super::softmax::{maximum, sum};
-use super::{Fast, KernelSpec, Window, buffer, floats_or_decline, one, parallel, size};
+use super::{Fast, Job, KernelSpec, Window, floats_or_decline, parallel, size};
 use crate::math::simd::vectorized;
 
 /// The kernels of this family.
@@ -15,7 +13,7 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
 ];
 
 #[inline(always)]
-fn global(call: &Call<'_>, function: impl Fn(&[f32]) -> f32 + Send + Sync) -> Fast {
+fn global(call: &Job<'_>, function: impl Fn(&[f32]) -> f32 + Send + Sync) -> Fast {
     let input = call.input(0)?;
     if input.rank() < 3 || input.is_empty() {
         return Ok(None);
@@ -24,7 +22,7 @@ fn global(call: &Call<'_>, function: impl Fn(&[f32]) -> f32 + Send + Sync) -> Fa
     let plane = size(&input.shape()[2..]);
     let mut shape = vec![1; input.rank()];
     shape[..2].copy_from_slice(&input.shape()[..2]);
-    let mut output = vec![0.0; size(&shape)];
+    let mut output = call.scratch(size(&shape));
     parallel::chunks(&mut output, plane, |at, part| {
         vectorized(
             #[inline(always)]
@@ -35,10 +33,10 @@ fn global(call: &Call<'_>, function: impl Fn(&[f32]) -> f32 + Send + Sync) -> Fa
             },
         );
     });
-    one(shape, output)
+    call.one(shape, output)
 }
 
-fn pool(call: &Call<'_>, greatest: bool) -> Fast {
+fn pool(call: &Job<'_>, greatest: bool) -> Fast {
     let input = call.input(0)?;
     let node = call.node;
     let spatial = input.rank().saturating_sub(2);
@@ -63,7 +61,7 @@ fn pool(call: &Call<'_>, greatest: bool) -> Fast {
     let (dilations, before, after) =
         (pair(&window.dilations, 1), pair(&window.before, 0), pair(&window.after, 0));
     let count_pads = node.int("count_include_pad").unwrap_or(0) != 0;
-    let mut output = buffer(call, &shape)?;
+    let mut output = call.buffer(&shape)?;
     let (pixels, plane) = (size(&source), size(&target));
     // For each output position along an axis: the taps inside the input, and how many count.
     let spans = |axis: usize| -> Vec<(usize, usize, usize)> {
@@ -107,5 +105,5 @@ fn pool(call: &Call<'_>, greatest: bool) -> Fast {
             }
         }
     });
-    one(shape, output)
+    call.one(shape, output)
 }

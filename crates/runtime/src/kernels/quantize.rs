@@ -3,9 +3,8 @@
 //! blocks and other types are left to the reference.
 
 use optix_ir::{DType, Tensor};
-use optix_ops::Call;
 
-use super::{Fast, KernelSpec, floats_or_decline, one, parallel, size};
+use super::{Fast, Job, KernelSpec, floats_or_decline, parallel, size};
 use crate::math::simd::vectorized;
 
 /// The kernels of this family.
@@ -24,7 +23,7 @@ struct Grid {
 }
 
 /// Reads scale and zero point of a Q or DQ node; `None` for what is left to the reference.
-fn grid(call: &Call<'_>, zero_type: DType) -> Option<Grid> {
+fn grid(call: &Job<'_>, zero_type: DType) -> Option<Grid> {
     let (input, scale) = (call.optional(0)?, call.optional(1)?);
     let scales = super::floats(scale)?.into_owned();
     if call.node.int("block_size").unwrap_or(0) != 0 {
@@ -82,7 +81,7 @@ fn code(x: f32, scale: f32, zero: f32, low: f32, high: f32) -> f32 {
     if level < high { level } else { high }
 }
 
-fn quantize(call: &Call<'_>) -> Fast {
+fn quantize(call: &Job<'_>) -> Fast {
     let input = call.input(0)?;
     let dtype = match (call.optional(2), call.node.int("output_dtype").unwrap_or(0)) {
         (Some(zero), _) => zero.dtype(),
@@ -107,13 +106,13 @@ fn quantize(call: &Call<'_>) -> Fast {
     Ok(Some(vec![result]))
 }
 
-fn dequantize(call: &Call<'_>) -> Fast {
+fn dequantize(call: &Job<'_>) -> Fast {
     let input = call.input(0)?;
     let Some(grid) = grid(call, input.dtype()) else { return Ok(None) };
     if !matches!(call.node.int("output_dtype").unwrap_or(0), 0 | 1) {
         return Ok(None);
     }
-    let mut output = vec![0.0f32; input.len()];
+    let mut output = call.scratch(input.len());
     match input.dtype() {
         DType::U8 => {
             apply(&grid, input.bytes(), &mut output, |x: u8, scale, zero| (f32::from(x) - zero) * scale);
@@ -127,10 +126,10 @@ fn dequantize(call: &Call<'_>) -> Fast {
         }
         _ => return Ok(None),
     }
-    one(input.shape().to_vec(), output)
+    call.one(input.shape().to_vec(), output)
 }
 
-fn quantize_dynamically(call: &Call<'_>) -> Fast {
+fn quantize_dynamically(call: &Job<'_>) -> Fast {
     let input = call.input(0)?;
     let elements = floats_or_decline!(input);
     let (mut low, mut high) = (0.0f32, 0.0f32);

@@ -1,10 +1,9 @@
 //! Reductions of 32-bit floats (onnx/docs/Operators.md), in a fixed order of sums.
 
 use optix_ir::DType;
-use optix_ops::Call;
 
 use super::softmax::{maximum, sum};
-use super::{Fast, KernelSpec, floats_or_decline, one, parallel, size};
+use super::{Fast, Job, KernelSpec, floats_or_decline, parallel, size};
 use crate::math::simd::vectorized;
 
 /// The kernels of this family.
@@ -28,7 +27,7 @@ enum Kind {
 }
 
 /// The axes to reduce, from attribute or input; `None` for what the fast kernel does not cover.
-fn axes(call: &Call<'_>, rank: usize) -> Option<Vec<bool>> {
+fn axes(call: &Job<'_>, rank: usize) -> Option<Vec<bool>> {
     let from_input;
     let listed = match call.node.ints("axes") {
         Some(listed) => Some(listed),
@@ -53,7 +52,7 @@ fn axes(call: &Call<'_>, rank: usize) -> Option<Vec<bool>> {
     Some(reduced)
 }
 
-fn reduce(call: &Call<'_>, kind: Kind) -> Fast {
+fn reduce(call: &Job<'_>, kind: Kind) -> Fast {
     let input = call.input(0)?;
     let elements = floats_or_decline!(input);
     let (rank, dims) = (input.rank(), input.shape());
@@ -70,7 +69,7 @@ fn reduce(call: &Call<'_>, kind: Kind) -> Fast {
         .filter(|&axis| keep || !reduced[axis])
         .map(|axis| if reduced[axis] { 1 } else { dims[axis] })
         .collect();
-    let mut output = vec![0.0; size(&dims[..first]) * inner];
+    let mut output = call.scratch(size(&dims[..first]) * inner);
     parallel::rows(&mut output, inner, length, |row, part| {
         let source = &elements[row * length * inner..][..length * inner];
         vectorized(
@@ -91,7 +90,7 @@ fn reduce(call: &Call<'_>, kind: Kind) -> Fast {
             },
         );
     });
-    one(shape, output)
+    call.one(shape, output)
 }
 
 /// One number from adjacent elements.

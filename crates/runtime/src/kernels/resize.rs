@@ -1,8 +1,6 @@
 //! Resize of 32-bit float pictures: nearest and linear over the last two axes (onnx/docs/Operators.md).
 
-use optix_ops::Call;
-
-use super::{Fast, KernelSpec, buffer, floats_or_decline, one, parallel, size};
+use super::{Fast, Job, KernelSpec, floats_or_decline, parallel, size};
 
 /// The kernels of this family.
 pub(crate) static KERNELS: &[KernelSpec] = &[KernelSpec::plain("Resize", 11, resize)];
@@ -15,7 +13,7 @@ struct Mix {
     weight: f32,
 }
 
-fn resize(call: &Call<'_>) -> Fast {
+fn resize(call: &Job<'_>) -> Fast {
     let (input, node) = (call.input(0)?, call.node);
     let rank = input.rank();
     let plain = rank >= 3
@@ -77,7 +75,7 @@ fn resize(call: &Call<'_>) -> Fast {
         }
     }
     let elements = floats_or_decline!(input);
-    let mut output = buffer(call, &shape)?;
+    let mut output = call.buffer(&shape)?;
     let (width, plane) = (dims[rank - 1], dims[rank - 2] * dims[rank - 1]);
     let columns = &mixes[1];
     parallel::rows(&mut output, size(&shape[rank - 2..]), 4, |index, out| {
@@ -96,7 +94,7 @@ fn resize(call: &Call<'_>) -> Fast {
             }
         }
     });
-    one(shape, output)
+    call.one(shape, output)
 }
 
 /// The mixes of one axis; `None` for modes that are left to the reference.

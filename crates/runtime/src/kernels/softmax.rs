@@ -1,8 +1,6 @@
 //! Softmax and LogSoftmax on 32-bit floats (onnx/docs/Operators.md).
 
-use optix_ops::Call;
-
-use super::{Fast, KernelSpec, floats_or_decline, one, parallel, size};
+use super::{Fast, Job, KernelSpec, floats_or_decline, parallel, size};
 use crate::math::simd::vectorized;
 use crate::math::unary;
 
@@ -12,7 +10,7 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::plain("LogSoftmax", 1, |call| softmax(call, true)),
 ];
 
-fn softmax(call: &Call<'_>, log: bool) -> Fast {
+fn softmax(call: &Job<'_>, log: bool) -> Fast {
     let input = call.input(0)?;
     let elements = floats_or_decline!(input);
     let rank = input.rank();
@@ -24,7 +22,7 @@ fn softmax(call: &Call<'_>, log: bool) -> Fast {
     let axis = call.axis(call.node.int("axis").unwrap_or(if old { 1 } else { -1 }), rank)?;
     let length = if old { size(&input.shape()[axis..]) } else { input.shape()[axis] };
     let inner = if old { 1 } else { size(&input.shape()[axis + 1..]) };
-    let mut output = vec![0.0; elements.len()];
+    let mut output = call.scratch(elements.len());
     parallel::rows(&mut output, length * inner, 16, |row, part| {
         let source = &elements[row * length * inner..][..length * inner];
         vectorized(
@@ -38,20 +36,26 @@ fn softmax(call: &Call<'_>, log: bool) -> Fast {
             },
         );
     });
-    one(input.shape().to_vec(), output)
+    call.one(input.shape().to_vec(), output)
 }
 
 /// Sum in sixteen interleaved parts: a fixed order that vectors can follow.
 #[inline(always)]
 pub(crate) fn sum(values: &[f32]) -> f32 {
+    sum_of(values, |value| value)
+}
+
+/// The same of what a function makes of the elements.
+#[inline(always)]
+pub(crate) fn sum_of(values: &[f32], function: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = values.as_chunks::<16>();
     let mut parts = [0.0f32; 16];
     for chunk in chunks {
-        for (part, value) in parts.iter_mut().zip(chunk) {
-            *part += value;
+        for (part, &value) in parts.iter_mut().zip(chunk) {
+            *part += function(value);
         }
     }
-    parts.iter().sum::<f32>() + rest.iter().sum::<f32>()
+    parts.iter().sum::<f32>() + rest.iter().map(|&value| function(value)).sum::<f32>()
 }
 
 /// The greatest element; NaN is passed over.

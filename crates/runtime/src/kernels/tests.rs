@@ -3,7 +3,7 @@
 use optix_ir::{DType, Node, Tensor};
 use optix_ops::Call;
 
-use super::{Make, Setup, find};
+use super::{Job, Make, Setup, find};
 
 /// A small generator: the tests need spread, not quality.
 struct Random(u64);
@@ -49,12 +49,12 @@ fn check(what: &str, opset: i64, node: &Node, inputs: &[Option<Tensor>], near: N
     let none = vec![None; inputs.len()];
     let mut results = Vec::new();
     match spec.make {
-        Make::Plain(run) => results.push(run(&call)),
+        Make::Plain(run) => results.push(run(&Job::new(call, &Default::default(), None))),
         Make::Prepared(make) => {
             for constants in [&none, &inputs] {
                 let kernel =
                     make(&Setup { node, opset, constants }).unwrap_or_else(|| panic!("{what}: not made"));
-                results.push(kernel.run(&call));
+                results.push(kernel.run(&Job::new(call, &Default::default(), None)));
             }
         }
     }

@@ -2,9 +2,8 @@
 //! whatever the element type (onnx/docs/Operators.md).
 
 use optix_ir::Tensor;
-use optix_ops::Call;
 
-use super::{Fast, KernelSpec, Prepared, Setup, size};
+use super::{Fast, Job, KernelSpec, Prepared, Setup, size};
 
 /// The kernels of this family.
 pub(crate) static KERNELS: &[KernelSpec] = &[
@@ -21,7 +20,7 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
 struct Held(Tensor);
 
 impl Prepared for Held {
-    fn run(&self, _: &Call<'_>) -> Fast {
+    fn run(&self, _: &Job<'_>) -> Fast {
         Ok(Some(vec![self.0.clone()]))
     }
 }
@@ -31,7 +30,7 @@ fn constant(setup: &Setup<'_>) -> Option<Box<dyn Prepared>> {
     Some(Box::new(Held(crate::plan::aligned(tensor))))
 }
 
-fn shape(call: &Call<'_>) -> Fast {
+fn shape(call: &Job<'_>) -> Fast {
     let dims: Vec<i64> = call.input(0)?.shape().iter().map(|&dim| dim as i64).collect();
     let rank = dims.len() as i64;
     // Bounds beyond the ends are cut off.
@@ -43,12 +42,12 @@ fn shape(call: &Call<'_>) -> Fast {
     Ok(Some(vec![Tensor::from_i64s(dims.get(start..end).unwrap_or_default())]))
 }
 
-fn viewed(call: &Call<'_>, shape: Vec<usize>) -> Fast {
+fn viewed(call: &Job<'_>, shape: Vec<usize>) -> Fast {
     let view = call.input(0)?.reshaped(shape).map_err(|error| call.tensor_error(error))?;
     Ok(Some(vec![view]))
 }
 
-fn reshape(call: &Call<'_>) -> Fast {
+fn reshape(call: &Job<'_>) -> Fast {
     let input = call.input(0)?;
     let Ok(wanted) = call.input(1)?.to_i64s() else { return Ok(None) };
     let keep_zero = call.node.int("allowzero").unwrap_or(0) != 0;
@@ -77,7 +76,7 @@ fn reshape(call: &Call<'_>) -> Fast {
     viewed(call, shape)
 }
 
-fn flatten(call: &Call<'_>) -> Fast {
+fn flatten(call: &Job<'_>) -> Fast {
     let dims = call.input(0)?.shape();
     let axis = call.node.int("axis").unwrap_or(1);
     let axis = if axis == dims.len() as i64 { dims.len() } else { call.axis(axis, dims.len())? };
@@ -85,7 +84,7 @@ fn flatten(call: &Call<'_>) -> Fast {
 }
 
 /// Axes from attribute (before version 13) or input.
-fn axes(call: &Call<'_>, rank: usize) -> Result<Option<Vec<usize>>, optix_ops::OpError> {
+fn axes(call: &Job<'_>, rank: usize) -> Result<Option<Vec<usize>>, optix_ops::OpError> {
     let listed = match call.node.ints("axes") {
         Some(listed) => listed.to_vec(),
         None => match call.optional(1).map(Tensor::to_i64s) {
@@ -96,7 +95,7 @@ fn axes(call: &Call<'_>, rank: usize) -> Result<Option<Vec<usize>>, optix_ops::O
     listed.into_iter().map(|axis| call.axis(axis, rank)).collect::<Result<_, _>>().map(Some)
 }
 
-fn squeeze(call: &Call<'_>) -> Fast {
+fn squeeze(call: &Job<'_>) -> Fast {
     let dims = call.input(0)?.shape();
     let Some(axes) = axes(call, dims.len())? else { return Ok(None) };
     if axes.iter().any(|&axis| dims[axis] != 1) {
@@ -106,7 +105,7 @@ fn squeeze(call: &Call<'_>) -> Fast {
     viewed(call, kept)
 }
 
-fn unsqueeze(call: &Call<'_>) -> Fast {
+fn unsqueeze(call: &Job<'_>) -> Fast {
     let dims = call.input(0)?.shape();
     let count = match call.node.ints("axes") {
         Some(listed) => listed.len(),

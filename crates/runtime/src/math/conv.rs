@@ -6,6 +6,8 @@
 //! `B` rows are shifted views of the scratch: filter times pixels, in the flat order of the padded rows.
 //! The few sums that belong to padding columns are dropped when rows are copied out.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use super::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
@@ -73,19 +75,55 @@ impl PackedFilters {
     }
 }
 
-/// Computes `output` (its length is `batch * filters * output pixels`) from `input`.
+/// What is done to a part of the output once it is computed: it gets the number of the part's first element
+/// and its elements.
+pub(crate) type Finish<'a> = Option<&'a (dyn Fn(usize, &mut [f32]) + Sync)>;
+
+/// Computes `output` (its length is `batch * filters * output pixels`) from `input`, and finishes it a run
+/// of rows of one filter at a time, while the caches hold them.
 pub(crate) fn convolve(
     shape: &ConvShape,
     input: &[f32],
     filters: &PackedFilters,
     bias: Option<&[f32]>,
     output: &mut [f32],
+    finish: Finish<'_>,
 ) {
     let pixels = shape.output[0] * shape.output[1];
     if pixels == 0 || shape.filters == 0 || shape.batch == 0 {
         return;
     }
     let rows = rows_per_task(shape);
+    let work = shape.batch * shape.filters * pixels * shape.depth();
+    let serial = work < SPLIT || threads::count() == 1;
+    let run = |task: Task<'_>, finish: Finish<'_>| {
+        let size = shape.channels * shape.input[0] * shape.input[1];
+        let image = &input[task.image * size..][..size];
+        SCRATCH_OF_THREAD.with_borrow_mut(|scratch| {
+            if shape.is_pointwise() {
+                pointwise(shape, image, filters, bias, task, scratch, finish);
+            } else {
+                shifted(shape, image, filters, bias, task, scratch, finish);
+            }
+        });
+    };
+    if rows == shape.output[0] {
+        // Whole pictures: each is finished in one piece.
+        let size = shape.filters * pixels;
+        let whole = |(image, output): (usize, &mut [f32])| {
+            let targets = output.chunks_mut(pixels).collect();
+            run(Task { image, first: 0, count: rows, targets }, None);
+            if let Some(finish) = finish {
+                finish(image * size, output);
+            }
+        };
+        if serial || shape.batch == 1 {
+            output.chunks_mut(size).enumerate().for_each(whole);
+        } else {
+            output.par_chunks_mut(size).enumerate().for_each(whole);
+        }
+        return;
+    }
     let mut tasks = Vec::new();
     for (image, output) in output.chunks_mut(shape.filters * pixels).enumerate() {
         let mut first = 0;
@@ -102,21 +140,26 @@ pub(crate) fn convolve(
             first += count;
         }
     }
-    let work = shape.batch * shape.filters * pixels * shape.depth();
-    let run = |scratch: &mut Scratch, task: Task<'_>| {
-        let size = shape.channels * shape.input[0] * shape.input[1];
-        let image = &input[task.image * size..][..size];
-        if shape.is_pointwise() {
-            pointwise(shape, image, filters, bias, task, scratch);
-        } else {
-            shifted(shape, image, filters, bias, task, scratch);
-        }
-    };
-    if tasks.len() == 1 || work < SPLIT || threads::count() == 1 {
-        let mut scratch = Scratch::default();
-        tasks.into_iter().for_each(|task| run(&mut scratch, task));
+    if serial {
+        tasks.into_iter().for_each(|task| run(task, finish));
     } else {
-        tasks.into_par_iter().for_each_init(Scratch::default, run);
+        tasks.into_par_iter().for_each(|task| run(task, finish));
+    }
+}
+
+/// Finishes the rows of a task for the filters from number `first` on.
+fn finish_task(
+    shape: &ConvShape,
+    task: (usize, usize),
+    first: usize,
+    targets: &mut [&mut [f32]],
+    finish: Finish<'_>,
+) {
+    let Some(finish) = finish else { return };
+    let (image, row) = task;
+    let pixels = shape.output[0] * shape.output[1];
+    for (filter, target) in targets.iter_mut().enumerate() {
+        finish((image * shape.filters + first + filter) * pixels + row * shape.output[1], target);
     }
 }
 
@@ -143,11 +186,25 @@ struct Task<'t> {
     targets: Vec<&'t mut [f32]>,
 }
 
+thread_local! {
+    /// Kept from call to call: fresh memory costs more than what is written to it.
+    static SCRATCH_OF_THREAD: RefCell<Scratch> = RefCell::default();
+}
+
 #[derive(Default)]
 struct Scratch {
     padded: Vec<f32>,
     flat: Vec<f32>,
     offsets: Vec<usize>,
+    copies: Vec<RowCopy>,
+}
+
+/// A run of pixels of a channel that goes into the pictures of its phases.
+#[derive(Clone, Copy)]
+struct RowCopy {
+    to: usize,
+    from: usize,
+    count: usize,
 }
 
 /// Output channels of a product whose packed filters stay in the first-level cache or nearly.
@@ -162,6 +219,7 @@ fn pointwise(
     bias: Option<&[f32]>,
     mut task: Task<'_>,
     scratch: &mut Scratch,
+    finish: Finish<'_>,
 ) {
     let (channels, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
     let plane = shape.input[0] * shape.input[1];
@@ -199,6 +257,7 @@ fn pointwise(
             let mut tails: Vec<&mut [f32]> = targets.iter_mut().map(|target| &mut target[whole..]).collect();
             multiply(rows, columns, bias.map_or(Start::Zero, Start::PerRow), &mut tails);
         }
+        finish_task(shape, (task.image, task.first), group * per_group, targets, finish);
     }
 }
 
@@ -209,6 +268,7 @@ fn shifted(
     bias: Option<&[f32]>,
     mut task: Task<'_>,
     scratch: &mut Scratch,
+    finish: Finish<'_>,
 ) {
     let [out_width, stride_y, stride_x] = [shape.output[1], shape.strides[0], shape.strides[1]];
     let (channels, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
@@ -235,21 +295,28 @@ fn shifted(
     let size = channels * phases[0] * phases[1] * picture;
     scratch.padded.clear();
     scratch.padded.resize(size + PADDING, 0.0);
+    // What is copied is the same for every channel.
+    scratch.copies.clear();
+    for b in 0..phases[1] {
+        let columns = inside(width, shape.input[1], b, stride_x, shape.pads[1]);
+        for a in 0..phases[0] {
+            let rows = inside(height, shape.input[0], a + task.first * stride_y, stride_y, shape.pads[0]);
+            for (number, y) in (rows.first..rows.end).enumerate() {
+                scratch.copies.push(RowCopy {
+                    to: (a * phases[1] + b) * picture + y * width + columns.first,
+                    from: (rows.from + number * stride_y) * shape.input[1] + columns.from,
+                    count: columns.end - columns.first,
+                });
+            }
+        }
+    }
     for group in 0..shape.groups {
         // Every group writes the same places, so the zeros of the border stay from group to group.
-        for channel in 0..channels {
+        let pictures = scratch.padded.chunks_mut((phases[0] * phases[1] * picture).max(1));
+        for (channel, target) in (0..channels).zip(pictures) {
             let source = &image[(group * channels + channel) * plane..][..plane];
-            for (phase, target) in (0..phases[0] * phases[1])
-                .zip(scratch.padded[channel * phases[0] * phases[1] * picture..].chunks_mut(picture))
-            {
-                let (a, b) = (phase / phases[1], phase % phases[1]);
-                for (y, row) in target.chunks_mut(width).enumerate() {
-                    let from = ((task.first + y) * stride_y + a).checked_sub(shape.pads[0]);
-                    if let Some(from) = from.filter(|&from| from < shape.input[0]) {
-                        let source = &source[from * shape.input[1]..][..shape.input[1]];
-                        copy_row(row, source, b, stride_x, shape.pads[1]);
-                    }
-                }
+            for copy in &scratch.copies {
+                copy_pixels(&mut target[copy.to..][..copy.count], &source[copy.from..], stride_x);
             }
         }
         let rows = Rows { data: &filters.data[group * per_group * depth..][..per_group * depth], depth };
@@ -264,35 +331,66 @@ fn shifted(
                 continue;
             }
             scratch.flat.resize(targets.len() * flat, 0.0);
-            let mut flats: Vec<&mut [f32]> = scratch.flat.chunks_mut(flat).take(targets.len()).collect();
-            multiply(rows.from(pass * step), columns, start, &mut flats);
-            for (target, flat) in targets.iter_mut().zip(flats) {
+            if targets.len() == 1 {
+                multiply(rows.from(pass * step), columns, start, &mut [&mut scratch.flat[..]]);
+            } else {
+                let mut flats: Vec<&mut [f32]> = scratch.flat.chunks_mut(flat).collect();
+                multiply(rows.from(pass * step), columns, start, &mut flats);
+            }
+            for (target, flat) in targets.iter_mut().zip(scratch.flat.chunks(flat)) {
                 for (target, flat) in target.chunks_mut(out_width).zip(flat.chunks(width)) {
-                    target.copy_from_slice(&flat[..out_width]);
+                    copy_pixels(target, flat, 1);
                 }
             }
         }
+        finish_task(shape, (task.image, task.first), group * per_group, targets, finish);
     }
 }
 
-/// One row of a phase's picture: `row[x]` is the padded input pixel `x * stride + phase`. Places outside
-/// the input are left as they are (zero).
-#[inline]
-fn copy_row(row: &mut [f32], source: &[f32], phase: usize, stride: usize, pad: usize) {
-    // The first x whose pixel is inside, and the end of those inside.
+/// Places of a phase's picture along an axis that lie inside the input.
+struct Inside {
+    /// The first one, and the end.
+    first: usize,
+    end: usize,
+    /// The input position of the first one.
+    from: usize,
+}
+
+/// Place `x` of the picture is the padded input position `x * stride + phase`.
+fn inside(count: usize, input: usize, phase: usize, stride: usize, pad: usize) -> Inside {
     let first = pad.saturating_sub(phase).div_ceil(stride);
-    let end = ((source.len() + pad).saturating_sub(phase)).div_ceil(stride).min(row.len());
-    if first >= end {
-        return;
-    }
-    let from = first * stride + phase - pad;
-    let row = &mut row[first..end];
+    let end = (input + pad).saturating_sub(phase).div_ceil(stride).min(count).max(first);
+    Inside { first, end, from: (first * stride + phase).saturating_sub(pad) }
+}
+
+/// Every `stride`-th pixel. Rows are short: a call of the library's copy would cost more than the copy.
+#[inline(always)]
+fn copy_pixels(target: &mut [f32], source: &[f32], stride: usize) {
     if stride == 1 {
-        row.copy_from_slice(&source[from..from + row.len()]);
-    } else {
-        for (value, pixel) in row.iter_mut().zip(source[from..].iter().step_by(stride)) {
-            *value = *pixel;
+        let source = &source[..target.len()];
+        if target.len() >= 8 {
+            blocks::<8>(target, source);
+        } else if target.len() >= 4 {
+            blocks::<4>(target, source);
+        } else {
+            target.iter_mut().zip(source).for_each(|(value, pixel)| *value = *pixel);
         }
+    } else if stride == 2 {
+        let (pairs, last) = source.as_chunks::<2>();
+        let pixels = pairs.iter().map(|pair| &pair[0]).chain(last);
+        target.iter_mut().zip(pixels).for_each(|(value, pixel)| *value = *pixel);
+    } else {
+        target.iter_mut().zip(source.iter().step_by(stride)).for_each(|(value, pixel)| *value = *pixel);
+    }
+}
+
+/// Copies in blocks, the last one overlapping the one before; there is at least one.
+#[inline(always)]
+fn blocks<const N: usize>(target: &mut [f32], source: &[f32]) {
+    let (whole, _) = target.as_chunks_mut::<N>();
+    whole.iter_mut().zip(source.as_chunks::<N>().0).for_each(|(target, source)| *target = *source);
+    if let (Some(target), Some(source)) = (target.last_chunk_mut::<N>(), source.last_chunk::<N>()) {
+        *target = *source;
     }
 }
 
@@ -387,7 +485,14 @@ mod tests {
                 for threads in [1, 3] {
                     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                     let mut got = vec![f32::NAN; want.len()];
-                    pool.install(|| convolve(&shape, &x, &packed, bias, &mut got));
+                    pool.install(|| convolve(&shape, &x, &packed, bias, &mut got, None));
+                    let mut finished = vec![f32::NAN; want.len()];
+                    let add = |start: usize, part: &mut [f32]| {
+                        part.iter_mut().enumerate().for_each(|(i, value)| *value += (start + i) as f32);
+                    };
+                    pool.install(|| convolve(&shape, &x, &packed, bias, &mut finished, Some(&add)));
+                    let sums = got.iter().enumerate().map(|(i, value)| value + i as f32);
+                    assert_eq!(finished, sums.collect::<Vec<_>>(), "every element finished once: {shape:?}");
                     results.push(got);
                 }
                 assert_eq!(results[0], results[1], "the same whatever the threads: {shape:?}");

@@ -81,14 +81,40 @@ pub(crate) fn pack_rows(
     column_stride: usize,
 ) {
     let lanes = lanes();
-    packed.reserve(count * depth);
+    let begin = packed.len();
+    packed.resize(begin + count * depth, 0.0);
+    let mut left = &mut packed[begin..];
     let mut first = 0;
     while first < count {
         let size = group_size(lanes, count - first);
-        for k in 0..depth {
-            packed.extend((first..first + size).map(|i| source[i * row_stride + k * column_stride]));
+        let (target, rest) = std::mem::take(&mut left).split_at_mut(size * depth);
+        left = rest;
+        if column_stride == 1 {
+            let rows = |r: usize| &source[(first + r) * row_stride..][..depth];
+            match size {
+                8 => interleave::<8>(std::array::from_fn(rows), target),
+                4 => interleave::<4>(std::array::from_fn(rows), target),
+                2 => interleave::<2>(std::array::from_fn(rows), target),
+                _ => target.copy_from_slice(rows(0)),
+            }
+        } else {
+            for (k, column) in target.chunks_mut(size).enumerate() {
+                for (i, value) in column.iter_mut().enumerate() {
+                    *value = source[(first + i) * row_stride + k * column_stride];
+                }
+            }
         }
         first += size;
+    }
+}
+
+/// `target[k * R + r] = rows[r][k]`.
+fn interleave<const R: usize>(rows: [&[f32]; R], target: &mut [f32]) {
+    let (columns, _) = target.as_chunks_mut::<R>();
+    for (k, column) in columns.iter_mut().enumerate() {
+        for (value, row) in column.iter_mut().zip(rows) {
+            *value = row[k];
+        }
     }
 }
 

@@ -1,7 +1,10 @@
 //! Matrix products on whole matrices: splitting, packing, and products of small integers.
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
+use super::conv::Finish;
 use super::gemm::{Columns, PANEL, Rows, Start, multiply, pack_rows};
 use super::simd::vectorized;
 use super::threads;
@@ -18,35 +21,52 @@ pub(crate) struct Matrix<'a> {
 /// Multiply-adds below which splitting among threads does not pay.
 const SPLIT: usize = 1 << 19;
 
-/// Rows a task has at most; more share the packed columns less well than they fill the threads.
-const ROWS: usize = 256;
+/// Rows a task has at most: with a depth of some hundreds they stay in the second-level cache beside a
+/// panel of columns, and what they become stays there until it is finished.
+const ROWS: usize = 64;
 
-/// `output[rows, columns] = left[rows, depth] * right[depth, columns]`, row-major. With `parallel` unset
-/// the calling thread does it all (the caller has split the work already).
+/// Floats that [`pack_columns`] writes.
+pub(crate) fn packed_size(depth: usize, columns: usize) -> usize {
+    depth * columns.div_ceil(PANEL) * PANEL
+}
+
+/// Copies a matrix of `depth` rows into panels of [`PANEL`] columns, one after the other, the last one
+/// filled up with zeros.
+///
+/// # Panics
+/// When `packed` is not of [`packed_size`].
+pub(crate) fn pack_columns(right: Matrix<'_>, depth: usize, columns: usize, packed: &mut [f32]) {
+    assert_eq!(packed.len(), packed_size(depth, columns), "size of the packed columns");
+    if depth == 0 {
+        return;
+    }
+    for (number, panel) in packed.chunks_mut(depth * PANEL).enumerate() {
+        let width = PANEL.min(columns - number * PANEL);
+        if width < PANEL {
+            panel.fill(0.0);
+        }
+        pack_panel(right, number * PANEL, width, panel);
+    }
+}
+
+/// `output[rows, columns] = left[rows, depth] * right[depth, columns]`, row-major, `right` packed by
+/// [`pack_columns`]; then finished a row of columns at a time. With `parallel` unset the calling thread
+/// does it all (the caller has split the work already).
 pub(crate) fn product(
-    rows: usize,
-    depth: usize,
-    columns: usize,
+    [rows, depth, columns]: [usize; 3],
     left: Matrix<'_>,
-    right: Matrix<'_>,
+    right: &[f32],
     output: &mut [f32],
     parallel: bool,
+    finish: Finish<'_>,
 ) {
     if rows == 0 || columns == 0 {
         return;
     }
-    if depth == 0 {
-        output.fill(0.0);
-        return;
-    }
-    let mut packed = Vec::new();
-    pack_rows(&mut packed, left.data, rows, depth, left.strides[0], left.strides[1]);
-    let rows = Rows { data: &packed, depth };
     // Tasks are blocks of rows by runs of panels; each gets its piece of every row it writes.
-    let threads = if parallel && rows.data.len() * columns >= SPLIT { threads::count() } else { 1 };
+    let threads = if parallel && rows * depth * columns >= SPLIT { threads::count() } else { 1 };
     let panels = columns.div_ceil(PANEL);
-    let row_blocks = (output.len() / columns).div_ceil(ROWS);
-    let runs = if threads == 1 { 1 } else { (2 * threads).div_ceil(row_blocks).clamp(1, panels) };
+    let runs = if threads == 1 { 1 } else { (2 * threads).div_ceil(rows.div_ceil(ROWS)).clamp(1, panels) };
     let run = panels.div_ceil(runs) * PANEL;
     let mut tasks: Vec<Task<'_>> = Vec::new();
     for (block, output) in output.chunks_mut(ROWS * columns).enumerate() {
@@ -60,13 +80,24 @@ pub(crate) fn product(
             tasks.push(Task { first_row: block * ROWS, first_column: index * run, targets });
         }
     }
-    let compute = |scratch: &mut Vec<f32>, task: Task<'_>| compute(rows, right, scratch, task);
+    let compute = |mut task: Task<'_>| {
+        PACKED_ROWS.with_borrow_mut(|scratch| compute(left, depth, right, scratch, &mut task));
+        if let Some(finish) = finish {
+            for (row, target) in task.targets.iter_mut().enumerate() {
+                finish((task.first_row + row) * columns + task.first_column, target);
+            }
+        }
+    };
     if threads == 1 || tasks.len() == 1 {
-        let mut scratch = Vec::new();
-        tasks.into_iter().for_each(|task| compute(&mut scratch, task));
+        tasks.into_iter().for_each(compute);
     } else {
-        tasks.into_par_iter().for_each_init(Vec::new, compute);
+        tasks.into_par_iter().for_each(compute);
     }
+}
+
+thread_local! {
+    /// Kept from call to call: fresh memory costs more than what is written to it.
+    static PACKED_ROWS: RefCell<Vec<f32>> = RefCell::default();
 }
 
 struct Task<'a> {
@@ -75,21 +106,20 @@ struct Task<'a> {
     targets: Vec<&'a mut [f32]>,
 }
 
-fn compute(rows: Rows<'_>, right: Matrix<'_>, scratch: &mut Vec<f32>, mut task: Task<'_>) {
-    let depth = rows.depth;
-    let count = task.targets.first().map_or(0, |target| target.len());
-    let rows = rows.from(task.first_row);
-    let offsets: Vec<usize> = (0..depth).map(|k| k * PANEL).collect();
+fn compute(left: Matrix<'_>, depth: usize, right: &[f32], scratch: &mut Vec<f32>, task: &mut Task<'_>) {
+    let (count, width) = (task.targets.len(), task.targets.first().map_or(0, |target| target.len()));
+    let [row_stride, column_stride] = left.strides;
     scratch.clear();
-    scratch.resize(depth * PANEL, 0.0);
-    let mut first = 0;
-    while first < count {
-        let width = PANEL.min(count - first);
-        pack_panel(right, task.first_column + first, width, scratch);
+    let source = left.data.get(task.first_row * row_stride..).unwrap_or_default();
+    pack_rows(scratch, source, count, depth, row_stride, column_stride);
+    let rows = Rows { data: scratch, depth };
+    let offsets: Vec<usize> = (0..depth).map(|k| k * PANEL).collect();
+    for first in (0..width).step_by(PANEL) {
+        let panel = &right[(task.first_column + first) * depth..][..depth * PANEL];
+        let columns = Columns { data: panel, offsets: &offsets, count: PANEL.min(width - first) };
         let mut targets: Vec<&mut [f32]> =
-            task.targets.iter_mut().map(|target| &mut target[first..first + width]).collect();
-        multiply(rows, Columns { data: scratch, offsets: &offsets, count: width }, Start::Zero, &mut targets);
-        first += width;
+            task.targets.iter_mut().map(|target| &mut target[first..first + columns.count]).collect();
+        multiply(rows, columns, Start::Zero, &mut targets);
     }
 }
 
@@ -170,19 +200,18 @@ mod tests {
             for (ta, tb) in [(false, false), (true, false), (false, true), (true, true)] {
                 let (sa, sb) = (if ta { [1, m] } else { [k, 1] }, if tb { [1, k] } else { [n, 1] });
                 let mut c = vec![0.0; m * n];
-                product(
-                    m,
-                    k,
-                    n,
-                    Matrix { data: &a, strides: sa },
-                    Matrix { data: &b, strides: sb },
-                    &mut c,
-                    true,
-                );
+                let mut packed = vec![f32::NAN; packed_size(k, n)];
+                pack_columns(Matrix { data: &b, strides: sb }, k, n, &mut packed);
+                let left = Matrix { data: &a, strides: sa };
+                let add = |start: usize, part: &mut [f32]| {
+                    part.iter_mut().enumerate().for_each(|(i, value)| *value += (start + i) as f32);
+                };
+                product([m, k, n], left, &packed, &mut c, true, Some(&add));
                 for i in 0..m {
                     for j in 0..n {
                         let terms = (0..k).map(|t| a[i * sa[0] + t * sa[1]] * b[t * sb[0] + j * sb[1]]);
-                        assert_eq!(c[i * n + j], terms.sum::<f32>(), "{m}x{k}x{n} at {i},{j}");
+                        let want = terms.sum::<f32>() + (i * n + j) as f32;
+                        assert_eq!(c[i * n + j], want, "{m}x{k}x{n} at {i},{j}");
                     }
                 }
             }

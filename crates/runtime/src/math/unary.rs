@@ -92,6 +92,37 @@ pub(crate) fn erf(x: f32) -> f32 {
     if x.is_nan() { x } else { value }
 }
 
+/// `max(x, 0)`; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// Limits `x`; NaN stays NaN. A lower limit above the upper one means the upper one.
+#[inline(always)]
+pub(crate) fn clamp(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
+}
+
+/// `x clamp(x / 6 + 1/2, 0, 1)`.
+#[inline(always)]
+pub(crate) fn hard_swish(x: f32) -> f32 {
+    x * clamp(x * (1.0 / 6.0) + 0.5, 0.0, 1.0)
+}
+
+/// `x` times the normal distribution function of `x`.
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// The approximation of [`gelu`] by the hyperbolic tangent.
+#[inline(always)]
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
