@@ -10,7 +10,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
+use super::gemm::{Columns, PADDING, PANEL, Panel, Rows, Start, multiply, pack_rows};
 use super::threads;
 
 /// What a convolution is, shapes resolved. Spatial pairs are (vertical, horizontal).
@@ -224,38 +224,23 @@ fn pointwise(
     let (channels, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
     let plane = shape.input[0] * shape.input[1];
     let (begin, count) = (task.first * shape.output[1], task.count * shape.output[1]);
-    // Whole vectors are read in place; the columns left over get a padded copy.
-    let whole = count / PADDING * PADDING;
-    let rest = count - whole;
+    scratch.padded.resize(channels * PANEL, 0.0);
     for group in 0..shape.groups {
         let image = &image[group * channels * plane..][..channels * plane];
-        let rows = Rows {
-            data: &filters.data[group * per_group * channels..][..per_group * channels],
-            depth: channels,
-        };
-        let targets = &mut task.targets[group * per_group..][..per_group];
+        let data = &filters.data[group * per_group * channels..][..per_group * channels];
+        let rows = Rows { data, depth: channels };
         let bias = bias.map(|bias| &bias[group * per_group..][..per_group]);
-        if whole > 0 {
-            scratch.offsets.clear();
-            scratch.offsets.extend((0..channels).map(|channel| channel * plane + begin));
-            let step = filters_per_pass(channels);
-            for (pass, targets) in targets.chunks_mut(step).enumerate() {
-                let start = bias.map_or(Start::Zero, |bias| Start::PerRow(&bias[pass * step..]));
-                let columns = Columns { data: image, offsets: &scratch.offsets, count: whole };
-                multiply(rows.from(pass * step), columns, start, targets);
+        let targets = &mut task.targets[group * per_group..][..per_group];
+        // Read in place, the pixels of a panel would lie a plane apart and fall on few cache sets.
+        for first in (0..count).step_by(PANEL) {
+            let width = PANEL.min(count - first);
+            for (row, channel) in scratch.padded.chunks_mut(PANEL).zip(image.chunks(plane)) {
+                copy_pixels(&mut row[..width], &channel[begin + first..], 1);
             }
-        }
-        if rest > 0 {
-            scratch.padded.clear();
-            scratch.padded.resize(channels * PADDING, 0.0);
-            for (row, channel) in scratch.padded.chunks_mut(PADDING).zip(image.chunks(plane)) {
-                row[..rest].copy_from_slice(&channel[begin + whole..][..rest]);
-            }
-            scratch.offsets.clear();
-            scratch.offsets.extend((0..channels).map(|channel| channel * PADDING));
-            let columns = Columns { data: &scratch.padded, offsets: &scratch.offsets, count: rest };
-            let mut tails: Vec<&mut [f32]> = targets.iter_mut().map(|target| &mut target[whole..]).collect();
-            multiply(rows, columns, bias.map_or(Start::Zero, Start::PerRow), &mut tails);
+            let panel = Panel { data: &scratch.padded[..channels * PANEL], count: width };
+            let mut pieces: Vec<&mut [f32]> =
+                targets.iter_mut().map(|target| &mut target[first..first + width]).collect();
+            multiply(rows, panel, bias.map_or(Start::Zero, Start::PerRow), &mut pieces);
         }
         finish_task(shape, (task.image, task.first), group * per_group, targets, finish);
     }

@@ -43,6 +43,49 @@ pub(crate) struct Columns<'a> {
     pub count: usize,
 }
 
+/// Up to [`PANEL`] columns of `B`, one row after the other: what is read is adjacent, so it stays in the
+/// first-level cache whatever the size of the matrix it comes from.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    /// `k` rows of [`PANEL`] elements.
+    pub data: &'a [f32],
+    /// Number of columns.
+    pub count: usize,
+}
+
+/// Where a tile reads `B` from.
+pub(crate) trait Source<'a>: Copy {
+    /// Number of columns.
+    fn count(self) -> usize;
+
+    /// Of every row the `length` elements from column `from` on; none where they cannot be read.
+    fn rows(self, from: usize, length: usize) -> impl Iterator<Item = Option<&'a [f32]>>;
+}
+
+impl<'a> Source<'a> for Columns<'a> {
+    fn count(self) -> usize {
+        self.count
+    }
+
+    #[inline(always)]
+    fn rows(self, from: usize, length: usize) -> impl Iterator<Item = Option<&'a [f32]>> {
+        let data = self.data.get(from..).unwrap_or_default();
+        self.offsets.iter().map(move |&offset| data.get(offset..offset.wrapping_add(length)))
+    }
+}
+
+impl<'a> Source<'a> for Panel<'a> {
+    fn count(self) -> usize {
+        self.count
+    }
+
+    #[inline(always)]
+    fn rows(self, from: usize, length: usize) -> impl Iterator<Item = Option<&'a [f32]>> {
+        let (rows, _) = self.data.as_chunks::<PANEL>();
+        rows.iter().map(move |row| row.get(from..from.wrapping_add(length)))
+    }
+}
+
 /// What the number of readable columns is rounded up to: the widest vector.
 pub(crate) const PADDING: usize = 16;
 
@@ -118,27 +161,31 @@ fn interleave<const R: usize>(rows: [&[f32]; R], target: &mut [f32]) {
     }
 }
 
-/// Computes `C`; `targets` has one slice a row, of at least `columns.count` elements.
-pub(crate) fn multiply(rows: Rows<'_>, columns: Columns<'_>, start: Start<'_>, targets: &mut [&mut [f32]]) {
-    debug_assert_eq!(columns.offsets.len(), rows.depth);
+/// Computes `C`; `targets` has one slice a row, of at least as many elements as there are columns.
+pub(crate) fn multiply<'a>(
+    rows: Rows<'a>,
+    columns: impl Source<'a>,
+    start: Start<'a>,
+    targets: &mut [&mut [f32]],
+) {
     dispatch(Multiply { rows, columns, start, targets });
 }
 
-struct Multiply<'a, 't, 'u> {
+struct Multiply<'a, 't, 'u, B> {
     rows: Rows<'a>,
-    columns: Columns<'a>,
+    columns: B,
     start: Start<'a>,
     targets: &'t mut [&'u mut [f32]],
 }
 
-impl WithSimd for Multiply<'_, '_, '_> {
+impl<'a, B: Source<'a>> WithSimd for Multiply<'a, '_, '_, B> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Multiply { rows, columns, start, targets } = self;
         let lanes = S::F32_LANES;
-        let vectors = columns.count.div_ceil(lanes);
+        let vectors = columns.count().div_ceil(lanes);
         // The tile shapes are chosen so that sums, a row of `B` and a broadcast fit the registers (32 of
         // 512 bits, 16 of 256).
         let mut first = 0;
@@ -154,17 +201,17 @@ impl WithSimd for Multiply<'_, '_, '_> {
                     _ => 1,
                 };
                 match (size, width) {
-                    (8, 3) => tile::<S, 8, 3>(simd, rows, columns, start, first, at, group),
-                    (8, 2) => tile::<S, 8, 2>(simd, rows, columns, start, first, at, group),
-                    (8, _) => tile::<S, 8, 1>(simd, rows, columns, start, first, at, group),
-                    (4, 3) => tile::<S, 4, 3>(simd, rows, columns, start, first, at, group),
-                    (4, 2) => tile::<S, 4, 2>(simd, rows, columns, start, first, at, group),
-                    (4, _) => tile::<S, 4, 1>(simd, rows, columns, start, first, at, group),
-                    (2, 3) => tile::<S, 2, 3>(simd, rows, columns, start, first, at, group),
-                    (2, _) => tile::<S, 2, 1>(simd, rows, columns, start, first, at, group),
-                    (_, 6) => tile::<S, 1, 6>(simd, rows, columns, start, first, at, group),
-                    (_, 3) => tile::<S, 1, 3>(simd, rows, columns, start, first, at, group),
-                    _ => tile::<S, 1, 1>(simd, rows, columns, start, first, at, group),
+                    (8, 3) => tile::<S, B, 8, 3>(simd, rows, columns, start, first, at, group),
+                    (8, 2) => tile::<S, B, 8, 2>(simd, rows, columns, start, first, at, group),
+                    (8, _) => tile::<S, B, 8, 1>(simd, rows, columns, start, first, at, group),
+                    (4, 3) => tile::<S, B, 4, 3>(simd, rows, columns, start, first, at, group),
+                    (4, 2) => tile::<S, B, 4, 2>(simd, rows, columns, start, first, at, group),
+                    (4, _) => tile::<S, B, 4, 1>(simd, rows, columns, start, first, at, group),
+                    (2, 3) => tile::<S, B, 2, 3>(simd, rows, columns, start, first, at, group),
+                    (2, _) => tile::<S, B, 2, 1>(simd, rows, columns, start, first, at, group),
+                    (_, 6) => tile::<S, B, 1, 6>(simd, rows, columns, start, first, at, group),
+                    (_, 3) => tile::<S, B, 1, 3>(simd, rows, columns, start, first, at, group),
+                    _ => tile::<S, B, 1, 1>(simd, rows, columns, start, first, at, group),
                 }
                 at += width;
             }
@@ -190,10 +237,10 @@ macro_rules! for_each_row {
 /// `R` rows times `V` vectors of columns, the sums in registers. `first` is the first row's number, `at`
 /// the first vector's.
 #[inline(always)]
-fn tile<S: Simd, const R: usize, const V: usize>(
+fn tile<'a, S: Simd, B: Source<'a>, const R: usize, const V: usize>(
     simd: S,
-    rows: Rows<'_>,
-    columns: Columns<'_>,
+    rows: Rows<'a>,
+    columns: B,
     start: Start<'_>,
     first: usize,
     at: usize,
@@ -209,10 +256,9 @@ fn tile<S: Simd, const R: usize, const V: usize>(
     }
     // Nothing in this loop may panic: a way out other than its end would keep the sums in memory.
     let (factors, _) = rows.data[first * rows.depth..(first + R) * rows.depth].as_chunks::<R>();
-    let data = columns.data.get(column..).unwrap_or_default();
     let mut done = 0;
-    for (factors, &offset) in factors.iter().zip(columns.offsets) {
-        let Some(row) = data.get(offset..offset.wrapping_add(V * lanes)) else { break };
+    for (factors, row) in factors.iter().zip(columns.rows(column, V * lanes)) {
+        let Some(row) = row else { break };
         let Ok(row) = bytemuck::try_cast_slice::<f32, S::f32s>(row) else { break };
         let Some(right) = row.first_chunk::<V>() else { break };
         for_each_row!(r, R, {
@@ -228,10 +274,10 @@ fn tile<S: Simd, const R: usize, const V: usize>(
         let target = &mut *targets[r];
         for (v, &sum) in sums[r].iter().enumerate() {
             let from = column + v * lanes;
-            if from + lanes <= columns.count {
+            if from + lanes <= columns.count() {
                 store::<S>(&mut target[from..], sum);
-            } else if from < columns.count {
-                simd.partial_store_f32s(&mut target[from..columns.count], sum);
+            } else if from < columns.count() {
+                simd.partial_store_f32s(&mut target[from..columns.count()], sum);
             }
         }
     });

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::conv::Finish;
-use super::gemm::{Columns, PANEL, Rows, Start, multiply, pack_rows};
+use super::gemm::{PANEL, Panel, Rows, Start, multiply, pack_rows};
 use super::simd::vectorized;
 use super::threads;
 
@@ -113,13 +113,12 @@ fn compute(left: Matrix<'_>, depth: usize, right: &[f32], scratch: &mut Vec<f32>
     let source = left.data.get(task.first_row * row_stride..).unwrap_or_default();
     pack_rows(scratch, source, count, depth, row_stride, column_stride);
     let rows = Rows { data: scratch, depth };
-    let offsets: Vec<usize> = (0..depth).map(|k| k * PANEL).collect();
     for first in (0..width).step_by(PANEL) {
         let panel = &right[(task.first_column + first) * depth..][..depth * PANEL];
-        let columns = Columns { data: panel, offsets: &offsets, count: PANEL.min(width - first) };
+        let panel = Panel { data: panel, count: PANEL.min(width - first) };
         let mut targets: Vec<&mut [f32]> =
-            task.targets.iter_mut().map(|target| &mut target[first..first + columns.count]).collect();
-        multiply(rows, columns, Start::Zero, &mut targets);
+            task.targets.iter_mut().map(|target| &mut target[first..first + panel.count]).collect();
+        multiply(rows, panel, Start::Zero, &mut targets);
     }
 }
 
