@@ -1,6 +1,7 @@
 //! One file that is one sample: an image, a sound, an array. What it is shows in its first bytes.
 
 use std::io::Cursor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -23,8 +24,13 @@ pub(crate) fn read(path: &Path, limits: &Limits) -> Result<(Tensor, Facts), Data
     if bytes.is_empty() {
         return Err(DataError::invalid(path, "", "the file is empty"));
     }
+    // Decoders are others' work: a panic of theirs is a complaint about the file.
+    let guard = |decode: &mut dyn FnMut() -> Result<(Tensor, Facts), DataError>| {
+        catch_unwind(AssertUnwindSafe(decode))
+            .unwrap_or_else(|_| Err(DataError::invalid(path, "", "the file is damaged: decoding it fails")))
+    };
     if wav::is_wav(&bytes) {
-        return wav::decode(path, &bytes, limits);
+        return guard(&mut || wav::decode(path, &bytes, limits));
     }
     if bytes.starts_with(npy::MAGIC) {
         let size = bytes.len() as u64;
@@ -34,13 +40,13 @@ pub(crate) fn read(path: &Path, limits: &Limits) -> Result<(Tensor, Facts), Data
         array.finish()?;
         return Ok((tensor, Facts::default()));
     }
-    decode_image(path, bytes, limits)
+    guard(&mut || decode_image(path, &bytes, limits))
 }
 
 /// Decodes an image into height x width (one channel) or height x width x channels, as many channels and
 /// bits as the file has; of moving images the first one.
-fn decode_image(path: &Path, bytes: Vec<u8>, limits: &Limits) -> Result<(Tensor, Facts), DataError> {
-    let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format();
+fn decode_image(path: &Path, bytes: &[u8], limits: &Limits) -> Result<(Tensor, Facts), DataError> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let mut reader = reader.map_err(|error| DataError::read(path, error))?;
     let format = reader.format();
     let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::WebP];
@@ -65,7 +71,7 @@ fn decode_image(path: &Path, bytes: Vec<u8>, limits: &Limits) -> Result<(Tensor,
     reader.limits(bounds);
     if format == Some(ImageFormat::Jpeg) {
         // Decoders fill what is missing with grey.
-        jpeg_is_whole(&bytes).map_err(|what| DataError::invalid(path, "", what))?;
+        jpeg_is_whole(bytes).map_err(|what| DataError::invalid(path, "", what))?;
     }
     let mut decoder = reader.into_decoder().map_err(broken)?;
     let (width, height) = decoder.dimensions();
@@ -75,7 +81,8 @@ fn decode_image(path: &Path, bytes: Vec<u8>, limits: &Limits) -> Result<(Tensor,
         return Err(DataError::limit(path, &what, "image-pixels", limits.image_pixels));
     }
     let total = decoder.total_bytes();
-    if total > limits.sample_bytes {
+    // Four bytes a pixel are usual; nothing larger is made of a small file.
+    if total > limits.sample_bytes.min(limits.image_pixels.saturating_mul(4)) {
         return Err(DataError::limit(path, "one image", "sample-bytes", limits.sample_bytes));
     }
     let color = decoder.color_type();
