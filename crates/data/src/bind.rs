@@ -5,7 +5,8 @@ use optix_ir::{DType, Dim, Tensor};
 use crate::batch::{Batch, LabelValues, Labels};
 use crate::dataset::{Dataset, InputSpec, Samples};
 use crate::error::DataError;
-use crate::source::{Label, Sample, is_8_bit};
+use crate::mismatch::{Row, cure, table, written};
+use crate::source::{Label, Sample};
 use crate::spec::{InputSteps, did_you_mean};
 use crate::steps::{Chain, ChainError, Given, Side, Step, StepError, Tokenizers, cast};
 
@@ -98,36 +99,6 @@ fn fit(sample: &Tensor, input: &InputSpec) -> Fit {
     }
 }
 
-/// Type and shape, as `float[N,1,28,28]`.
-fn written(dtype: DType, dims: impl IntoIterator<Item = impl ToString>) -> String {
-    let dims: Vec<String> = dims.into_iter().map(|dim| dim.to_string()).collect();
-    format!("{dtype}[{}]", dims.join(","))
-}
-
-/// One line of the table of both sides.
-struct Row {
-    wanted: String,
-    found: String,
-}
-
-fn table(rows: &[Row], cures: &[String]) -> String {
-    let width = rows.iter().map(|row| row.wanted.chars().count()).chain([18]).max().unwrap_or(0);
-    let line = |left: &str, right: &str| {
-        let padding = " ".repeat(width.saturating_sub(left.chars().count()));
-        format!("\n  {left}{padding}  {right}")
-    };
-    let mut text = "the data do not fit the model".to_owned();
-    text.push_str(&line("the model takes", "a sample of the data gives"));
-    for row in rows {
-        text.push_str(&line(&row.wanted, &row.found));
-    }
-    for cure in cures {
-        text.push_str("\n  ");
-        text.push_str(cure);
-    }
-    text
-}
-
 impl Bound {
     pub(crate) fn new(dataset: &Dataset, inputs: &[InputSpec], batch: usize) -> Result<Bound, DataError> {
         if inputs.is_empty() {
@@ -168,7 +139,7 @@ impl Bound {
             good &= fit != Fit::No;
             fits.push(fit);
             if fit == Fit::No {
-                cures.extend(cure(input, &sample, steps));
+                cures.extend(cure(input, &sample));
             }
             bound.push(BoundInput { spec: input.clone(), array, steps: chain });
         }
@@ -345,32 +316,6 @@ impl Bound {
             if labels.len() == count { Some(Labels { first, values: collect(labels) }) } else { None };
         Ok(Batch { feeds, labels, hashes, count })
     }
-}
-
-/// What to do about a sample that does not fit.
-fn cure(input: &InputSpec, sample: &Tensor, steps: &[Step]) -> Option<String> {
-    let table = format!("under [input.{}] in a data.toml", input.name);
-    if sample.dtype() != input.dtype {
-        if is_8_bit(sample.dtype()) && input.dtype.is_float() && steps.is_empty() {
-            return Some(format!(
-                "8-bit data must not be guessed into floats (OX-D001): say what the model was trained on {table}, such as\n  \
-                 steps = [ {{ to-float = {{}} }}, {{ scale = 0.003921569 }}, {{ layout = \"nchw\" }} ]"
-            ));
-        }
-        return Some(format!("`steps = [ {{ cast = \"{}\" }} ]` {table} converts them", input.dtype));
-    }
-    let rank = input.shape.len();
-    if sample.rank().checked_add(1) == Some(rank) || sample.rank() == rank {
-        return Some(format!(
-            "input `{}`: the sizes differ; the steps `layout` and `reshape` change them",
-            input.name
-        ));
-    }
-    Some(format!(
-        "input `{}` has {rank} axes: a sample needs {} (fed in batches) or {rank} (fed one at a time)",
-        input.name,
-        rank.saturating_sub(1)
-    ))
 }
 
 /// Whether the steps begin with text.

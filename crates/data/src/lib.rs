@@ -21,6 +21,7 @@ mod dataset;
 mod error;
 mod input;
 mod metrics;
+mod mismatch;
 mod npz;
 mod overlap;
 mod short;

@@ -225,6 +225,9 @@ impl Dataset {
             match made {
                 Ok((sample, hash, feeds)) => {
                     survey.add(dataset, &names, index, &sample, &feeds);
+                    if sample.tensors.is_empty() {
+                        continue;
+                    }
                     let [short, _] = hash.as_chunks::<16>().0 else { continue };
                     match hashes.get(short) {
                         Some(&earlier) => {

@@ -30,24 +30,28 @@ const ERRORS_KEPT: usize = 4096;
 const MAX_ARRAYS: usize = 256;
 
 /// Kills a program and what it started.
-struct Running(Child);
+struct Running {
+    child: Child,
+    /// It has ended by itself and left nothing behind that we wait for.
+    is_over: bool,
+}
 
 impl Running {
     fn kill(&mut self) {
-        let id = i32::try_from(self.0.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let Some(id) = id {
-            // Its group: a shell's children would live on.
+            // Its group: a shell's children would live on. Until it is waited for, the number stays its own.
             let _ = rustix::process::kill_process_group(id, rustix::process::Signal::KILL);
         }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.is_over = true;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A program that has ended and been waited for has no group any more.
-        if !matches!(self.0.try_wait(), Ok(Some(_))) {
+        if !self.is_over {
             self.kill();
         }
     }
@@ -76,8 +80,8 @@ pub(crate) fn open(settings: Settings) -> Result<Arc<dyn Opened>, DataError> {
     let mut spool = tempfile::tempfile().map_err(|error| no_room(&error))?;
     let mut framer = Framer::Start(Vec::new());
     let mut running = start(path, &options.command, &spec.base)?;
-    let errors = running.0.stderr.take().map(keep_end);
-    let printed = running.0.stdout.take().map(chunks);
+    let errors = running.child.stderr.take().map(keep_end);
+    let printed = running.child.stdout.take().map(chunks);
     let mut total = 0u64;
     let mut is_enough = false;
     if let Some(printed) = printed {
@@ -227,7 +231,7 @@ fn start(path: &Path, command: &[String], base: &Path) -> Result<Running, DataEr
         command.current_dir(base);
     }
     match command.spawn() {
-        Ok(child) => Ok(Running(child)),
+        Ok(child) => Ok(Running { child, is_over: false }),
         Err(error) => {
             let what =
                 format!("it cannot be started ({error}): check that the program is there and executable");
@@ -276,8 +280,11 @@ fn keep_end(mut stream: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
 fn end(running: &mut Running, silence: f64) -> Result<ExitStatus, String> {
     let started = std::time::Instant::now();
     loop {
-        match running.0.try_wait() {
-            Ok(Some(status)) => return Ok(status),
+        match running.child.try_wait() {
+            Ok(Some(status)) => {
+                running.is_over = true;
+                return Ok(status);
+            }
             Ok(None) if started.elapsed().as_secs_f64() > silence => {
                 return Err(format!(
                     "it closed its output and did not end for {silence} seconds; it was ended"
