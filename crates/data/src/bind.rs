@@ -1,6 +1,6 @@
 //! Data matched with a model's inputs, and the batches that come of it.
 
-use optix_ir::{DType, Dim, Tensor};
+use optix_ir::{Dim, Tensor};
 
 use crate::batch::{Batch, LabelValues, Labels};
 use crate::dataset::{Dataset, InputSpec, Samples};
