@@ -110,6 +110,14 @@ fn resized_like_pillow() {
         let result = resized(mode, 8, 9);
         assert_eq!((&result[..9], &result[63..]), (&first[..], &last[..]), "{mode:?}");
     }
+    // Lower and wider: the columns come first.
+    let pixel =
+        |at: usize| ((7 * (at / 5).pow(2) + 31 * (at % 5).pow(2) + 13 * (at / 5) * (at % 5)) % 251) as u8;
+    let picture = bytes(&[7, 5], &(0..35).map(pixel).collect::<Vec<u8>>());
+    let step =
+        Step::Resize { size: Size::Two([2, 9]), mode: Mode::Lanczos, antialias: true, keep_aspect: None };
+    let expected = [22, 35, 69, 116, 137, 118, 105, 132, 152, 94, 103, 114, 106, 93, 94, 107, 116, 120];
+    assert_eq!(apply_steps(&[step], picture).unwrap().bytes().as_ref(), expected);
 }
 
 #[test]
