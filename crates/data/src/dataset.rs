@@ -73,16 +73,28 @@ const TEXT_NAMES: [&str; 6] = ["text", "sentence", "sentence1", "question", "inp
 /// Samples that may be damaged before the first good one, where they are passed over.
 const MOST_BROKEN: u64 = 10_000;
 
+/// Of these, the ones that are named.
+const NAMED: usize = 20;
+
 /// The first sample; with `keep_going` the first that can be read.
-fn first_of(source: &mut dyn Source, keep_going: bool) -> Result<Sample, DataError> {
-    let mut left = if keep_going && source.is_resumable() { source.count().min(MOST_BROKEN) } else { 1 };
-    loop {
-        left = left.saturating_sub(1);
+fn first_of(path: &Path, source: &mut dyn Source, keep_going: bool) -> Result<Sample, DataError> {
+    let tries = if keep_going && source.is_resumable() { source.count().min(MOST_BROKEN) } else { 1 };
+    let mut errors = Vec::new();
+    for _ in 0..tries {
         match source.next() {
-            Err(_) if left > 0 => {}
-            other => return other,
+            Ok(sample) => return Ok(sample),
+            Err(error) if tries == 1 => return Err(error),
+            Err(error) => errors.push(error),
         }
     }
+    let mut what = format!("none of its first {tries} samples can be used");
+    for error in errors.iter().take(NAMED) {
+        what.push_str(&format!("\n  {error}"));
+    }
+    if errors.len() > NAMED {
+        what.push_str(&format!("\n  and {} more", errors.len().saturating_sub(NAMED)));
+    }
+    Err(DataError::Mismatch { path: crate::error::shown(path), what })
 }
 
 impl Dataset {
@@ -155,7 +167,7 @@ impl Dataset {
                 format!("no samples are left: it has {source_count}, and `skip` and `take` select none");
             return Err(DataError::invalid(&spec.path, "", what));
         }
-        let first = first_of(&mut *source, keep_going)?;
+        let first = first_of(&spec.path, &mut *source, keep_going)?;
         let infos = source.arrays().iter().zip(&first.tensors).map(|(name, tensor)| ArrayInfo {
             name: name.clone(),
             dtype: tensor.dtype(),

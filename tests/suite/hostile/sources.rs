@@ -372,12 +372,12 @@ fn tokenizers() -> Vec<Row> {
         damaged("tokenizer: special token is not declared", tokenizer("\"id\": \"[SEP]\",\n     \"type_id\": 0", "\"id\": \"[OOPS]\",\n     \"type_id\": 0"), &["`[OOPS]`", "does not declare"]),
         row("tokenizer: padding to 4e9", tokenizer("\"padding\": null", "\"padding\": {\"strategy\": {\"Fixed\": 4000000000}, \"direction\": \"Right\", \"pad_to_multiple_of\": 0, \"pad_id\": 0, \"pad_type_id\": 0, \"pad_token\": \"[PAD]\"}"), "output = \"ids\"", &["all 1 samples can be read"]).done(0),
         row("tokenizer: missing file", good(), "file = \"nowhere.json\", output = \"ids\"", &["nowhere.json", "check the path"]),
-        row("tokenizer: unknown option", good(), "max_len = 4", &["data.toml:4", "did you mean `max-length`?"]),
-        row("tokenizer: padding without a length", good(), "padding = \"max-length\"", &["data.toml:4", "needs `max-length`"]),
+        row("tokenizer: unknown option", good(), "max_len = 4", &["data.toml:5", "did you mean `max-length`?"]),
+        row("tokenizer: padding without a length", good(), "padding = \"max-length\"", &["data.toml:5", "needs `max-length`"]),
         row("tokenizer: no room", good(), "max-length = 2, output = \"ids\"", &["leaves no room"]),
         row("tokenizer: too long and not to be cut", good(), "max-length = 3, truncation = false, output = \"ids\"", &["more than 3", "truncation = true"]),
         row("tokenizer: no such second text", good(), "pair = \"second\", output = \"ids\"", &["no array `second`"]),
-        row("tokenizer: longest length", good(), "max-length = 99999999999", &["data.toml:4", "max-length"]),
+        row("tokenizer: longest length", good(), "max-length = 99999999999", &["data.toml:5", "max-length"]),
     ]
 }
 
