@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use optix_ir::{DType, Tensor};
 
 use crate::bind::Bound;
-use crate::dataset::Dataset;
+use crate::dataset::{ArrayInfo, Dataset};
 use crate::error::DataError;
 use crate::source::{Label, Sample};
-use crate::steps::{Chain, ChainError, Given, Tokenizers};
+use crate::steps::{Chain, ChainError, Given, StepError, Tokenizers};
 
 /// Samples that cannot be used and are named; the rest is counted.
 const NAMED: usize = 20;
@@ -166,6 +166,11 @@ impl Maker<'_> {
 fn tables(dataset: &Dataset) -> Result<Vec<(String, usize, Chain)>, DataError> {
     let mut known = Tokenizers::default();
     let mut made = Vec::new();
+    if dataset.spec().inputs.is_empty() {
+        return Ok(as_they_are(dataset, &mut known));
+    }
+    let first = dataset.first()?;
+    let names: Vec<String> = dataset.arrays().iter().map(|info| info.name.clone()).collect();
     for table in &dataset.spec().inputs {
         let wanted = table.from.as_deref().or(table.name.as_deref());
         let by_name = wanted.and_then(|name| dataset.arrays().iter().position(|info| info.name == name));
@@ -175,23 +180,32 @@ fn tables(dataset: &Dataset) -> Result<Vec<(String, usize, Chain)>, DataError> {
             continue;
         };
         let name = table.name.clone().unwrap_or_else(|| "input".to_owned());
-        match Chain::new(&table.steps, &name, &mut known, dataset.limits()) {
-            Ok(chain) => made.push((name, array, chain)),
+        let refuse = |error: StepError| {
+            let line = table.lines.get(error.index).copied();
+            dataset.step_error(line, format!("input `{name}`: {error}{}", first.facts.place()))
+        };
+        let chain = match Chain::new(&table.steps, &name, &mut known, dataset.limits()) {
+            Ok(chain) => chain,
             Err(ChainError::File(error)) => return Err(error),
-            Err(ChainError::Step(error)) => {
-                let line = table.lines.get(error.index).copied();
-                return Err(dataset.step_error(line, format!("input `{name}`: {error}")));
-            }
-        }
+            Err(ChainError::Step(error)) => return Err(refuse(error)),
+        };
+        chain.apply(&Given { names: &names, sample: &first, array }).map_err(refuse)?;
+        made.push((name, array, chain));
     }
     if made.is_empty() {
-        for (index, info) in dataset.arrays().iter().enumerate() {
-            if let Ok(chain) = Chain::new(&[], "", &mut known, dataset.limits()) {
-                made.push((info.name.clone(), index, chain));
-            }
-        }
+        return Ok(as_they_are(dataset, &mut known));
     }
     Ok(made)
+}
+
+/// Every array without any step.
+fn as_they_are(dataset: &Dataset, known: &mut Tokenizers) -> Vec<(String, usize, Chain)> {
+    let arrays = dataset.arrays().iter().enumerate();
+    let of = |(index, info): (usize, &ArrayInfo)| {
+        let chain = Chain::new(&[], "", known, dataset.limits()).ok()?;
+        Some((info.name.clone(), index, chain))
+    };
+    arrays.filter_map(of).collect()
 }
 
 impl Dataset {

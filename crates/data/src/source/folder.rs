@@ -253,7 +253,7 @@ impl Source for Files {
             media::read(&base.join(relative), &self.settings.limits)?
         };
         let label = label.map(|class| Label::Class(i64::from(class)));
-        let facts = Facts { place: Some(relative.clone()), ..facts };
+        let facts = Facts { place: Some(relative.clone()).filter(|_| !self.is_one), ..facts };
         Ok(Sample { tensors: vec![tensor], label, facts })
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::csv::{FILE_NAMES, file};
 use super::labels::LabelTexts;
-use super::{Facts, LABEL_NAMES, Label, Opened, Sample, Settings, Source};
+use super::{Facts, Kind, LABEL_NAMES, Label, Opened, Sample, Settings, Source};
 use crate::error::DataError;
 use crate::input::Lines;
 use crate::spec::did_you_mean;
@@ -77,7 +77,12 @@ impl Fields {
         if names.is_empty() {
             return Err(fail("there is no field to feed beside the label".to_owned()));
         }
-        let base = options.root.clone().or_else(|| path.parent().map(Path::to_owned)).unwrap_or_default();
+        // What a command prints is relative to where it runs.
+        let beside = match settings.spec.kind {
+            Some(Kind::Command) => Some(settings.spec.base.clone()),
+            _ => path.parent().map(Path::to_owned),
+        };
+        let base = options.root.clone().or(beside).unwrap_or_default();
         let base = if base.as_os_str().is_empty() { PathBuf::from(".") } else { base };
         let root = base.canonicalize().map_err(|error| DataError::read(&base, error))?;
         let labels = LabelTexts::new(options.classes.as_ref(), &settings.spec.base, &settings.limits)?;
