@@ -56,6 +56,9 @@ pub struct Global {
     /// Raise limits on what a file may make us do: name=value,...
     #[arg(long, global = true, value_name = "LIMITS", default_value = "")]
     pub limits: String,
+    /// Let a data.toml run the command in it. `cmd:PROGRAM ...` on the command line needs no leave.
+    #[arg(long, global = true)]
+    pub allow_commands: bool,
     /// Read files instead of mapping them.
     #[arg(long, global = true)]
     pub no_mmap: bool,
@@ -284,13 +287,19 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Check that data can be read and fit a model.
+    /// Read all samples and say what they are, what is wrong with them, and how they fit a model.
     Check {
-        /// Data file, directory or data.toml.
+        /// Data file, directory, data.toml, kind:path?key=value or cmd:PROGRAM (docs/data.md).
         data: PathBuf,
         /// The model they are for.
         #[arg(long)]
         model: Option<PathBuf>,
+        /// Use at most so many samples.
+        #[arg(long, value_name = "N")]
+        samples: Option<u64>,
+        /// One JSON document.
+        #[arg(long)]
+        json: bool,
     },
 }
 

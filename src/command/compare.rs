@@ -53,7 +53,7 @@ pub fn compare(
     if pairs.is_empty() {
         bail!("{} and {} have no value of the same name", a.display(), b.display());
     }
-    let dataset = setup::dataset(global, data, Some(samples))?;
+    let dataset = setup::real_dataset(global, data, Some(samples))?;
     let bound = dataset.bind(&setup::inputs(&first)?, AT_ONCE)?;
     let mut oracle = setup::engine(global)?;
     let mut distances: Vec<Distance> = pairs.iter().map(|_| Distance::new()).collect();

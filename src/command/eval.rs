@@ -24,7 +24,7 @@ pub fn eval(
 ) -> anyhow::Result<()> {
     let k = evaluation::top(metric)?;
     let loaded = setup::load(global, model)?;
-    let dataset = setup::dataset(global, data, samples)?;
+    let dataset = setup::real_dataset(global, data, samples)?;
     let mut oracle = setup::engine(global)?;
     let bars = screen::Bars::new(global);
     if let Some(vs) = vs {

@@ -28,7 +28,7 @@ const CODES: &[(&str, &str, &str)] = &[
         "OX-D001",
         "8-bit data for a float input",
         "Images are stored as 0 to 255 and models want them scaled and normalized: nobody but you knows how. \
-         Write a data.toml with the steps (docs/recipes.md shows one) and give its path instead.",
+         Write a data.toml with the steps (docs/data.md shows some) and give its path instead.",
     ),
     (
         "OX-R001",

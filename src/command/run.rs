@@ -113,6 +113,8 @@ fn requirements(require: &mut Requirements, given: &[String]) -> anyhow::Result<
 fn merge_data(recipe: &mut Recipe, origin: &Origin, data: &Data) {
     let rebase = |path: &mut Option<PathBuf>| {
         if let (Some(directory), Some(relative)) = (&origin.directory, path.as_ref()) {
+            // Never the bare words of the recipe: what it says is a path, not `cmd:PROGRAM`.
+            let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
             *path = Some(directory.join(relative));
         }
     };
@@ -168,13 +170,13 @@ pub fn run_recipe(
     let calibration = match &recipe.data.calib {
         None => None,
         Some(path) => Some(CalibrationData {
-            dataset: setup::dataset(global, path, recipe.data.calib_samples)?,
+            dataset: setup::real_dataset(global, path, recipe.data.calib_samples)?,
             path: path.display().to_string(),
         }),
     };
     let evaluation_data = match &recipe.data.eval {
         None => None,
-        Some(path) => Some((path, setup::dataset(global, path, recipe.data.eval_samples)?)),
+        Some(path) => Some((path, setup::real_dataset(global, path, recipe.data.eval_samples)?)),
     };
     let datasets = calibration.iter().map(|data| &data.dataset);
     let datasets: Vec<_> = datasets.chain(evaluation_data.iter().map(|(_, dataset)| dataset)).collect();

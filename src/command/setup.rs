@@ -86,8 +86,32 @@ pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
 
 /// Opens data.
 pub fn dataset(global: &Global, path: &Path, samples: Option<u64>) -> anyhow::Result<Dataset> {
+    open_dataset(global, path, samples, false)
+}
+
+/// Opens data; with `keep_going`, even where the first samples cannot be read.
+pub fn open_dataset(
+    global: &Global,
+    path: &Path,
+    samples: Option<u64>,
+    keep_going: bool,
+) -> anyhow::Result<Dataset> {
     let Some(text) = path.to_str() else { bail!("{}: the path of data must be UTF-8", path.display()) };
-    Ok(Dataset::open(text, &OpenOptions { limits: limits(global)?, take: samples })?)
+    let limits = limits(global)?;
+    let options = OpenOptions { limits, take: samples, allow_commands: global.allow_commands, keep_going };
+    Ok(Dataset::open(text, &options)?)
+}
+
+/// Opens data that figures come from.
+pub fn real_dataset(global: &Global, path: &Path, samples: Option<u64>) -> anyhow::Result<Dataset> {
+    let dataset = dataset(global, path, samples)?;
+    if dataset.is_synthetic() {
+        bail!(
+            "{}: random data say nothing about accuracy and have no ranges worth calibrating on; give real data",
+            path.display()
+        );
+    }
+    Ok(dataset)
 }
 
 /// What a model wants to be fed.

@@ -43,6 +43,14 @@ limits! {
     element_memory, "element-memory", 0;
     /// Bytes of one sample of a data set.
     sample_bytes, "sample-bytes", 1 << 30;
+    /// Pixels of one image.
+    image_pixels, "image-pixels", 64 << 20;
+    /// Bytes of one line of text or one record of a CSV file.
+    record_bytes, "record-bytes", 8 << 20;
+    /// Bytes that a command may write for one data set.
+    command_bytes, "command-bytes", 16 << 30;
+    /// Files of one data set.
+    files, "files", 10_000_000;
     /// Entries of an archive.
     archive_entries, "archive-entries", 65_536;
     /// How many times larger than its compressed form data may become, beyond the first 64 MiB.

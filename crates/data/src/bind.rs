@@ -1,19 +1,22 @@
 //! Data matched with a model's inputs, and the batches that come of it.
 
-use optix_ir::{DType, Dim, Tensor};
+use optix_ir::{Dim, Tensor};
 
 use crate::batch::{Batch, LabelValues, Labels};
 use crate::dataset::{Dataset, InputSpec, Samples};
 use crate::error::DataError;
-use crate::source::{Label, Sample, is_8_bit};
+use crate::mismatch::{Row, cure, table, written};
+use crate::source::{Label, Sample};
 use crate::spec::{InputSteps, did_you_mean};
-use crate::steps::{Step, apply_steps};
+use crate::steps::{Chain, ChainError, Given, Side, Step, StepError, Tokenizers, cast};
 
 /// A data set whose samples fit a model's inputs.
 #[derive(Clone, Debug)]
 pub struct Bound {
     dataset: Dataset,
     inputs: Vec<BoundInput>,
+    /// Names of the source's arrays.
+    names: Vec<String>,
     batch: usize,
     /// The model's batch axis has a fixed size above one.
     is_fixed: bool,
@@ -26,7 +29,50 @@ struct BoundInput {
     spec: InputSpec,
     /// Index among the source's arrays.
     array: usize,
-    steps: Vec<Step>,
+    steps: Chain,
+}
+
+impl BoundInput {
+    /// How samples of different lengths are made one length, where the steps say so.
+    fn fill(&self, a: &Tensor, b: &Tensor) -> Option<(i64, Side)> {
+        self.steps.fill().filter(|_| a.rank() == 1 && b.rank() == 1)
+    }
+
+    /// The samples, each as long as the longest one.
+    fn filled(&self, column: Vec<Tensor>) -> Result<Vec<Tensor>, String> {
+        let longest = column.iter().map(Tensor::len).max().unwrap_or(0);
+        let (Some((value, side)), true) =
+            (self.steps.fill(), column.iter().any(|tensor| tensor.rank() == 1 && tensor.len() != longest))
+        else {
+            return Ok(column);
+        };
+        let fill = |tensor: Tensor| {
+            let one = cast(&Tensor::scalar(value), tensor.dtype())?;
+            let rest = one.bytes().repeat(longest.saturating_sub(tensor.len()));
+            let parts: [&[u8]; 2] = match side {
+                Side::Right => [tensor.bytes(), &rest],
+                Side::Left => [&rest, tensor.bytes()],
+            };
+            Tensor::new(tensor.dtype(), vec![longest], parts.concat().into())
+                .map_err(|error| error.to_string())
+        };
+        column.into_iter().map(fill).collect()
+    }
+}
+
+/// How an input gets its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The model's input.
+    pub input: String,
+    /// Its type and shape.
+    pub wanted: String,
+    /// The array of the source; empty where it has no name.
+    pub array: String,
+    /// Type and shape of one sample of it, before any step.
+    pub found: String,
+    /// Names of the steps.
+    pub steps: Vec<String>,
 }
 
 /// How a sample relates to an input.
@@ -53,36 +99,6 @@ fn fit(sample: &Tensor, input: &InputSpec) -> Fit {
     }
 }
 
-/// Type and shape, as `float[N,1,28,28]`.
-fn written(dtype: DType, dims: impl IntoIterator<Item = impl ToString>) -> String {
-    let dims: Vec<String> = dims.into_iter().map(|dim| dim.to_string()).collect();
-    format!("{dtype}[{}]", dims.join(","))
-}
-
-/// One line of the table of both sides.
-struct Row {
-    wanted: String,
-    found: String,
-}
-
-fn table(rows: &[Row], cures: &[String]) -> String {
-    let width = rows.iter().map(|row| row.wanted.chars().count()).chain([18]).max().unwrap_or(0);
-    let line = |left: &str, right: &str| {
-        let padding = " ".repeat(width.saturating_sub(left.chars().count()));
-        format!("\n  {left}{padding}  {right}")
-    };
-    let mut text = "the data do not fit the model".to_owned();
-    text.push_str(&line("the model takes", "a sample of the data gives"));
-    for row in rows {
-        text.push_str(&line(&row.wanted, &row.found));
-    }
-    for cure in cures {
-        text.push_str("\n  ");
-        text.push_str(cure);
-    }
-    text
-}
-
 impl Bound {
     pub(crate) fn new(dataset: &Dataset, inputs: &[InputSpec], batch: usize) -> Result<Bound, DataError> {
         if inputs.is_empty() {
@@ -90,22 +106,29 @@ impl Bound {
         }
         let tables = tables_of(dataset, inputs)?;
         let matched = match_arrays(dataset, inputs, &tables);
-        let first = match dataset.samples()?.next() {
-            Some(first) => first?.0,
-            None => return Err(dataset.complain("it has no samples")),
-        };
+        let first = dataset.first()?;
+        let names: Vec<String> = dataset.arrays().iter().map(|info| info.name.clone()).collect();
         let (mut rows, mut cures, mut good) = (Vec::new(), Vec::new(), true);
-        let (mut bound, mut fits) = (Vec::new(), Vec::new());
+        let (mut bound, mut fits): (Vec<BoundInput>, _) = (Vec::new(), Vec::new());
+        let mut tokenizers = Tokenizers::default();
         for ((input, table), array) in inputs.iter().zip(&tables).zip(&matched) {
             let wanted = format!("{}: {}", input.name, written(input.dtype, &input.shape));
             let steps = table.map(|table| table.steps.as_slice()).unwrap_or_default();
-            let Some((array, raw)) = array.and_then(|index| Some((index, first.tensors.get(index)?))) else {
+            let Some(array) = array.filter(|index| first.tensors.get(*index).is_some()) else {
                 good = false;
                 rows.push(Row { wanted, found: "nothing of this name".to_owned() });
                 continue;
             };
-            let sample = apply_steps(steps, raw.clone())
-                .map_err(|what| dataset.spec_error(format!("input `{}`: {what}", input.name)))?;
+            let refuse = |error: StepError| {
+                let line = table.and_then(|table| table.lines.get(error.index)).copied();
+                dataset.step_error(line, format!("input `{}`: {error}{}", input.name, first.facts.place()))
+            };
+            let chain = match Chain::new(steps, &input.name, &mut tokenizers, dataset.limits()) {
+                Ok(chain) => chain,
+                Err(ChainError::Step(error)) => return Err(refuse(error)),
+                Err(ChainError::File(error)) => return Err(error),
+            };
+            let sample = chain.apply(&Given { names: &names, sample: &first, array }).map_err(refuse)?;
             let name = dataset.arrays().get(array).map_or("", |info| info.name.as_str());
             let separator = if name.is_empty() { "" } else { ": " };
             rows.push(Row {
@@ -116,12 +139,13 @@ impl Bound {
             good &= fit != Fit::No;
             fits.push(fit);
             if fit == Fit::No {
-                cures.extend(cure(input, &sample, steps));
+                cures.extend(cure(input, &sample));
             }
-            bound.push(BoundInput { spec: input.clone(), array, steps: steps.to_vec() });
+            bound.push(BoundInput { spec: input.clone(), array, steps: chain });
         }
-        let used = |index: usize| matched.contains(&Some(index));
-        let arrays = dataset.arrays().iter().enumerate().filter(|(index, _)| !used(*index));
+        let pairs: Vec<&str> = bound.iter().filter_map(|input| input.steps.pair()).collect();
+        let used = |index: usize, name: &str| matched.contains(&Some(index)) || pairs.contains(&name);
+        let arrays = dataset.arrays().iter().enumerate().filter(|(index, info)| !used(*index, &info.name));
         let unused: Vec<String> = arrays.map(|(_, info)| info.name.clone()).collect();
         if dataset.is_ordered() && !unused.is_empty() {
             good = false;
@@ -147,7 +171,7 @@ impl Bound {
                 format!("the model takes exactly {batch} samples at a time and there are only {count}");
             return Err(dataset.complain(what));
         }
-        Ok(Bound { dataset: dataset.clone(), inputs: bound, batch, is_fixed, is_batched, unused })
+        Ok(Bound { dataset: dataset.clone(), inputs: bound, names, batch, is_fixed, is_batched, unused })
     }
 
     /// The data set.
@@ -183,6 +207,22 @@ impl Bound {
         &self.unused
     }
 
+    /// How each input gets its data: the input, the array it comes from, the steps, and what they give.
+    pub fn bindings(&self) -> Vec<Binding> {
+        let arrays = self.dataset.arrays();
+        let of = |input: &BoundInput| {
+            let info = arrays.get(input.array);
+            Binding {
+                input: input.spec.name.clone(),
+                wanted: written(input.spec.dtype, &input.spec.shape),
+                array: info.map_or_else(String::new, |info| info.name.clone()),
+                found: info.map_or_else(String::new, |info| written(info.dtype, &info.shape)),
+                steps: input.steps.steps().iter().map(|step| step.name().to_owned()).collect(),
+            }
+        };
+        self.inputs.iter().map(of).collect()
+    }
+
     /// What the user should know: arrays not used, samples left out because the model's batch axis is fixed.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -214,14 +254,25 @@ impl Bound {
     }
 
     fn prepare(&self, sample: Sample, hash: [u8; 32], index: u64) -> Result<Ready, DataError> {
+        Ok(Ready { feeds: self.feeds(&sample, index)?, label: sample.label, hash, index })
+    }
+
+    /// Names of the model's inputs, in its order.
+    pub(crate) fn input_names(&self) -> impl Iterator<Item = &str> {
+        self.inputs.iter().map(|input| input.spec.name.as_str())
+    }
+
+    /// What the inputs get of a sample.
+    pub(crate) fn feeds(&self, sample: &Sample, index: u64) -> Result<Vec<Tensor>, DataError> {
         let mut feeds = Vec::with_capacity(self.inputs.len());
         for input in &self.inputs {
             let at = |what: String| {
-                let what = format!("sample {index} (from 0), input `{}`: {what}", input.spec.name);
+                let place = sample.facts.place();
+                let what = format!("sample {index} (from 0){place}, input `{}`: {what}", input.spec.name);
                 self.dataset.complain(what)
             };
-            let raw = sample.tensors.get(input.array).ok_or_else(|| at("it is missing".to_owned()))?;
-            let tensor = apply_steps(&input.steps, raw.clone()).map_err(at)?;
+            let given = Given { names: &self.names, sample, array: input.array };
+            let tensor = input.steps.apply(&given).map_err(|error| at(error.to_string()))?;
             let wanted = if self.is_batched { Fit::Batched } else { Fit::Whole };
             let fit = fit(&tensor, &input.spec);
             // A sample that is fed alone may lack the axis of size one.
@@ -236,7 +287,7 @@ impl Bound {
             };
             feeds.push(tensor);
         }
-        Ok(Ready { feeds, label: sample.label, hash, index })
+        Ok(feeds)
     }
 
     fn assemble(&self, ready: Vec<Ready>) -> Result<Batch, DataError> {
@@ -253,6 +304,7 @@ impl Bound {
         }
         let feeds = self.inputs.iter().zip(columns).map(|(input, column)| {
             let tensor = if self.is_batched {
+                let column = input.filled(column).map_err(|what| self.dataset.complain(what))?;
                 stack(&column).map_err(|what| self.dataset.complain(what))?
             } else {
                 column.into_iter().next().ok_or_else(|| self.dataset.complain("an empty batch"))?
@@ -266,30 +318,9 @@ impl Bound {
     }
 }
 
-/// What to do about a sample that does not fit.
-fn cure(input: &InputSpec, sample: &Tensor, steps: &[Step]) -> Option<String> {
-    let table = format!("under [input.{}] in a data.toml", input.name);
-    if sample.dtype() != input.dtype {
-        if is_8_bit(sample.dtype()) && input.dtype.is_float() && steps.is_empty() {
-            return Some(format!(
-                "8-bit data must not be guessed into floats (OX-D001): say what the model was trained on {table}, such as\n  \
-                 steps = [ {{ to-float = {{}} }}, {{ scale = 0.003921569 }}, {{ layout = \"nchw\" }} ]"
-            ));
-        }
-        return Some(format!("`steps = [ {{ cast = \"{}\" }} ]` {table} converts them", input.dtype));
-    }
-    let rank = input.shape.len();
-    if sample.rank().checked_add(1) == Some(rank) || sample.rank() == rank {
-        return Some(format!(
-            "input `{}`: the sizes differ; the steps `layout` and `reshape` change them",
-            input.name
-        ));
-    }
-    Some(format!(
-        "input `{}` has {rank} axes: a sample needs {} (fed in batches) or {rank} (fed one at a time)",
-        input.name,
-        rank.saturating_sub(1)
-    ))
+/// Whether the steps begin with text.
+fn tokenizes(table: &InputSteps) -> bool {
+    matches!(table.steps.first(), Some(Step::Tokenize(_)))
 }
 
 /// The table of steps of each input.
@@ -300,7 +331,7 @@ fn tables_of<'a>(
     let tables = &dataset.spec().inputs;
     for table in tables {
         match &table.name {
-            None if inputs.len() > 1 => {
+            None if inputs.len() > 1 && !tokenizes(table) => {
                 let names: Vec<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
                 let what = format!(
                     "[input] alone is for a model with one input; this one has {}: write [input.NAME] for each ({})",
@@ -336,11 +367,14 @@ fn match_arrays(
 ) -> Vec<Option<usize>> {
     let arrays = dataset.arrays();
     let named = |name: &str| arrays.iter().position(|info| info.name == name);
-    let by_name: Vec<Option<usize>> = inputs
-        .iter()
-        .zip(tables)
-        .map(|(input, table)| named(table.and_then(|table| table.from.as_deref()).unwrap_or(&input.name)))
-        .collect();
+    // What tokenizes takes the text, whatever its input is called.
+    let text = dataset.text_array();
+    let array_of = |(input, table): (&InputSpec, &Option<&InputSteps>)| match table {
+        Some(InputSteps { from: Some(from), .. }) => named(from),
+        Some(table) if tokenizes(table) => named(&input.name).or(text),
+        _ => named(&input.name),
+    };
+    let by_name: Vec<Option<usize>> = inputs.iter().zip(tables).map(array_of).collect();
     if by_name.iter().all(Option::is_some) || tables.iter().flatten().any(|table| table.from.is_some()) {
         return by_name;
     }
@@ -464,8 +498,10 @@ impl Batches {
                 let Some(next) = self.samples.next() else { break };
                 let (sample, hash) = next?;
                 let next = self.bound.prepare(sample, hash, index)?;
+                let inputs = &self.bound.inputs;
                 let same = |first: &Ready| {
-                    first.feeds.iter().map(Tensor::shape).eq(next.feeds.iter().map(Tensor::shape))
+                    let mut pairs = first.feeds.iter().zip(&next.feeds).zip(inputs);
+                    pairs.all(|((a, b), input)| a.shape() == b.shape() || input.fill(a, b).is_some())
                 };
                 if ready.first().is_none_or(same) {
                     ready.push(next);

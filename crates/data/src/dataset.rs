@@ -8,7 +8,7 @@ use optix_ir::{DType, Dim};
 
 use crate::bind::Bound;
 use crate::error::{DataError, SpecError};
-use crate::source::{self, Kind, Sample, Source};
+use crate::source::{self, Kind, Opened, Sample, Settings, Source};
 use crate::spec::DataSpec;
 
 /// How a data set is opened.
@@ -18,6 +18,11 @@ pub struct OpenOptions {
     pub limits: Limits,
     /// Use at most so many samples, whatever the specification says. With `sample` in it: so many are drawn.
     pub take: Option<u64>,
+    /// Whether a `data.toml` may run the command in it. `cmd:` given by the user needs no leave.
+    pub allow_commands: bool,
+    /// Whether samples that cannot be read are passed over where the first one is looked for. A check of
+    /// the data wants to find all of them.
+    pub keep_going: bool,
 }
 
 /// An input of a model, as far as data are concerned.
@@ -50,14 +55,46 @@ pub struct Dataset {
 
 #[derive(Debug)]
 struct Inner {
-    spec: DataSpec,
+    spec: Arc<DataSpec>,
     kind: Kind,
     limits: Limits,
+    opened: Arc<dyn Opened>,
     /// Samples of the source, before any selection.
     source_count: u64,
     arrays: Vec<ArrayInfo>,
     is_ordered: bool,
     has_labels: bool,
+    keep_going: bool,
+}
+
+/// Names of arrays that are taken for the text when none is named.
+const TEXT_NAMES: [&str; 6] = ["text", "sentence", "sentence1", "question", "input", "content"];
+
+/// Samples that may be damaged before the first good one, where they are passed over.
+const MOST_BROKEN: u64 = 10_000;
+
+/// Of these, the ones that are named.
+const NAMED: usize = 20;
+
+/// The first sample; with `keep_going` the first that can be read.
+fn first_of(path: &Path, source: &mut dyn Source, keep_going: bool) -> Result<Sample, DataError> {
+    let tries = if keep_going && source.is_resumable() { source.count().min(MOST_BROKEN) } else { 1 };
+    let mut errors = Vec::new();
+    for _ in 0..tries {
+        match source.next() {
+            Ok(sample) => return Ok(sample),
+            Err(error) if tries == 1 => return Err(error),
+            Err(error) => errors.push(error),
+        }
+    }
+    let mut what = format!("none of its first {tries} samples can be used");
+    for error in errors.iter().take(NAMED) {
+        what.push_str(&format!("\n  {error}"));
+    }
+    if errors.len() > NAMED {
+        what.push_str(&format!("\n  and {} more", errors.len().saturating_sub(NAMED)));
+    }
+    Err(DataError::Mismatch { path: crate::error::shown(path), what })
 }
 
 impl Dataset {
@@ -80,14 +117,47 @@ impl Dataset {
             *limit = Some(limit.map_or(take, |known| known.min(take)));
         }
         let kind = match spec.kind {
+            Some(kind) if !kind.has_path() => kind,
             Some(kind) => {
                 std::fs::metadata(&spec.path).map_err(|error| DataError::read(&spec.path, error))?;
                 kind
             }
             None => source::sniff(&spec.path)?,
         };
+        for (key, kinds) in spec.options.given() {
+            if !kinds.contains(&kind) {
+                let takers: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+                let origin = crate::error::shown(spec.file.as_deref().unwrap_or(&spec.path));
+                let message = format!(
+                    "`{key}` has no meaning for data of kind {}: it is for {}",
+                    kind.name(),
+                    takers.join(", ")
+                );
+                return Err(SpecError { origin, line_column: None, message, excerpt: String::new() }.into());
+            }
+        }
+        if let (Kind::Command, Some(file), false) = (kind, &spec.file, options.allow_commands) {
+            let what = format!(
+                "it would run `{}`: `--allow-commands` lets a data.toml do so, if you trust it",
+                spec.options.command.join(" ")
+            );
+            return Err(DataError::invalid(file, "", what));
+        }
         let limits = options.limits;
-        let mut source = source::open(kind, &spec.path, spec.labels.as_deref(), &spec.base, &limits)?;
+        let spec = Arc::new(spec);
+        let opened = source::open(kind, Settings { spec: Arc::clone(&spec), limits })?;
+        Self::looked_at(spec, kind, limits, opened, options.keep_going)
+    }
+
+    /// Looks at the first sample.
+    fn looked_at(
+        spec: Arc<DataSpec>,
+        kind: Kind,
+        limits: Limits,
+        opened: Arc<dyn Opened>,
+        keep_going: bool,
+    ) -> Result<Dataset, DataError> {
+        let mut source = opened.stream()?;
         let source_count = source.count();
         if source_count == 0 {
             return Err(DataError::invalid(&spec.path, "", "it has no samples"));
@@ -97,7 +167,7 @@ impl Dataset {
                 format!("no samples are left: it has {source_count}, and `skip` and `take` select none");
             return Err(DataError::invalid(&spec.path, "", what));
         }
-        let first = source.next()?;
+        let first = first_of(&spec.path, &mut *source, keep_going)?;
         let infos = source.arrays().iter().zip(&first.tensors).map(|(name, tensor)| ArrayInfo {
             name: name.clone(),
             dtype: tensor.dtype(),
@@ -105,7 +175,8 @@ impl Dataset {
         });
         let arrays = infos.collect();
         let (is_ordered, has_labels) = (source.is_ordered(), first.label.is_some());
-        let inner = Inner { spec, kind, limits, source_count, arrays, is_ordered, has_labels };
+        let inner =
+            Inner { spec, kind, limits, opened, source_count, arrays, is_ordered, has_labels, keep_going };
         Ok(Dataset { inner: Arc::new(inner) })
     }
 
@@ -132,7 +203,7 @@ impl Dataset {
     /// The files and directories it is read from: what no output may replace.
     pub fn files(&self) -> Vec<PathBuf> {
         let spec = &self.inner.spec;
-        let mut files = vec![spec.path.clone()];
+        let mut files = if self.inner.kind.has_path() { vec![spec.path.clone()] } else { Vec::new() };
         files.extend(spec.file.clone());
         files.extend(source::labels_file(self.inner.kind, &spec.path, spec.labels.as_deref(), &spec.base));
         files
@@ -141,6 +212,21 @@ impl Dataset {
     /// Whether samples have labels.
     pub fn has_labels(&self) -> bool {
         self.inner.has_labels
+    }
+
+    /// Names of the classes, in the order of their numbers; empty where labels are numbers or none.
+    pub fn classes(&self) -> &[String] {
+        self.inner.opened.classes()
+    }
+
+    /// What the user should know of the source.
+    pub fn notes(&self) -> Vec<String> {
+        self.inner.opened.notes()
+    }
+
+    /// The limits it was opened with.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.inner.limits
     }
 
     /// Whether arrays go to inputs by position where their names say nothing.
@@ -165,13 +251,50 @@ impl Dataset {
         if self.len().is_none() { text.replacen(", ", ", a split of ", 1) } else { text }
     }
 
+    /// The first sample; see [`OpenOptions::keep_going`].
+    pub(crate) fn first(&self) -> Result<Sample, DataError> {
+        let mut samples = self.samples()?;
+        loop {
+            match samples.next() {
+                Some(Ok((sample, _))) => return Ok(sample),
+                Some(Err(error)) if !self.inner.keep_going || !samples.resume() => return Err(error),
+                Some(Err(_)) => {}
+                None => return Err(self.complain("it has no samples")),
+            }
+        }
+    }
+
+    /// The array that holds the text, when there is one that plainly does.
+    pub(crate) fn text_array(&self) -> Option<usize> {
+        let is_text = |info: &&ArrayInfo| info.dtype == DType::String;
+        let texts = self.inner.arrays.iter().filter(is_text);
+        let named = |name: &&str| self.inner.arrays.iter().position(|info| info.name == *name);
+        let lone = || self.inner.arrays.iter().position(|info| info.dtype == DType::String);
+        TEXT_NAMES.iter().find_map(named).or_else(|| if texts.count() == 1 { lone() } else { None })
+    }
+
+    /// Whether it is drawn at random: good for latency, and for nothing that is said about accuracy.
+    pub fn is_synthetic(&self) -> bool {
+        self.inner.kind == Kind::Random
+    }
+
+    /// The data set with random samples in the shapes of these inputs; any other one as it is.
+    fn drawn_for(&self, inputs: &[InputSpec]) -> Result<Dataset, DataError> {
+        if !self.is_synthetic() {
+            return Ok(self.clone());
+        }
+        let Inner { spec, limits, .. } = &*self.inner;
+        let opened = source::open_random(Settings { spec: Arc::clone(spec), limits: *limits }, Some(inputs))?;
+        Self::looked_at(Arc::clone(spec), self.inner.kind, *limits, opened, false)
+    }
+
     /// Matches the data with a model's inputs; `batch` is the greatest number of samples fed together (at
     /// least 1).
     ///
     /// # Errors
     /// When names, types, ranks or sizes do not fit: with a table of both sides and what to do.
     pub fn bind(&self, inputs: &[InputSpec], batch: usize) -> Result<Bound, DataError> {
-        Bound::new(self, inputs, batch)
+        Bound::new(&self.drawn_for(inputs)?, inputs, batch)
     }
 
     /// Content hashes of all samples, in order; see [`crate::Batch::hashes`].
@@ -185,8 +308,8 @@ impl Dataset {
 
     /// A fresh stream of the selected samples.
     pub(crate) fn samples(&self) -> Result<Samples, DataError> {
-        let Inner { spec, kind, limits, .. } = &*self.inner;
-        let mut source = source::open(*kind, &spec.path, spec.labels.as_deref(), &spec.base, limits)?;
+        let Inner { spec, opened, .. } = &*self.inner;
+        let mut source = opened.stream()?;
         if source.count() != self.inner.source_count {
             let what = "the file changed while it was in use; run again when nothing writes to it";
             return Err(DataError::invalid(&spec.path, "", what));
@@ -217,6 +340,19 @@ impl Dataset {
         DataError::Mismatch {
             path: crate::error::shown(self.path()),
             what: crate::error::escape_lines(what.as_ref()),
+        }
+    }
+
+    /// A complaint about a step, with the line it stands in.
+    pub(crate) fn step_error(&self, line: Option<usize>, message: String) -> DataError {
+        match self.spec_error(message) {
+            DataError::Spec(mut error) => {
+                if let Some(line) = line {
+                    error.origin = format!("{}:{line}", error.origin);
+                }
+                error.into()
+            }
+            other => other,
         }
     }
 
@@ -266,6 +402,22 @@ impl Samples {
         self.taken
     }
 
+    /// Whether nothing more comes, if only because of an error.
+    pub(crate) fn is_over(&self) -> bool {
+        self.done
+    }
+
+    /// Whether samples are left that have not been read.
+    pub(crate) fn has_more(&self) -> bool {
+        self.at < self.source.count()
+    }
+
+    /// Goes on behind an error, where the source can.
+    pub(crate) fn resume(&mut self) -> bool {
+        self.done = !self.source.is_resumable();
+        !self.done
+    }
+
     fn advance(&mut self) -> Result<Option<(Sample, [u8; 32])>, DataError> {
         let count = self.source.count();
         while self.at < count && self.wanted.is_none_or(|wanted| self.taken < wanted) {
@@ -274,8 +426,8 @@ impl Samples {
                 self.at = self.at.saturating_add(1);
                 continue;
             }
-            let sample = self.source.next()?;
             self.at = self.at.saturating_add(1);
+            let sample = self.source.next()?;
             let hash = source::hash(self.source.arrays(), &sample);
             if self.dataset.spec().split.is_some_and(|split| !in_split(&hash, split)) {
                 continue;

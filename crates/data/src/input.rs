@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::bufread::MultiGzDecoder;
 use optix_base::Limits;
@@ -185,5 +186,137 @@ impl Stream {
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Stream").field("path", &self.path).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// Lines of a stream, each at most so long.
+pub(crate) struct Lines {
+    stream: Stream,
+    limits: Limits,
+    buffer: Vec<u8>,
+    at: usize,
+    number: u64,
+    is_done: bool,
+}
+
+impl Lines {
+    /// Opens a text file, plain or gzip.
+    pub(crate) fn open(path: &Path, limits: &Limits) -> Result<Lines, DataError> {
+        let (stream, _) = Stream::open(path, limits)?;
+        Ok(Lines::new(stream, limits))
+    }
+
+    /// Lines of what a stream holds.
+    pub(crate) fn new(stream: Stream, limits: &Limits) -> Lines {
+        Lines { stream, limits: *limits, buffer: Vec::new(), at: 0, number: 0, is_done: false }
+    }
+
+    /// The next line with its number, from 1, without its end; a byte order mark before the first one is
+    /// left out. `None` at the end.
+    pub(crate) fn next(&mut self) -> Result<Option<(u64, Vec<u8>)>, DataError> {
+        loop {
+            let rest = self.buffer.get(self.at..).unwrap_or_default();
+            if let Some(length) = rest.iter().position(|&byte| byte == b'\n') {
+                let line = rest.get(..length).unwrap_or_default().to_vec();
+                self.at = self.at.saturating_add(length).saturating_add(1);
+                return Ok(Some(self.finished(line)));
+            }
+            if rest.len() as u64 > self.limits.record_bytes {
+                let what = format!("line {}", self.number.saturating_add(1));
+                let (name, limit) = ("record-bytes", self.limits.record_bytes);
+                return Err(DataError::limit(self.stream.path(), &what, name, limit));
+            }
+            if self.is_done {
+                let line = rest.to_vec();
+                self.at = self.buffer.len();
+                return Ok(if line.is_empty() { None } else { Some(self.finished(line)) });
+            }
+            let rest = rest.to_vec();
+            // Long lines are read in ever larger pieces: searching them again costs no more than reading.
+            let more = self.stream.read_up_to((rest.len() as u64).max(64 << 10))?;
+            self.is_done = more.is_empty();
+            self.buffer = rest;
+            self.buffer.extend_from_slice(&more);
+            self.at = 0;
+        }
+    }
+
+    fn finished(&mut self, mut line: Vec<u8>) -> (u64, Vec<u8>) {
+        self.number = self.number.saturating_add(1);
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        if self.number == 1 && line.starts_with(b"\xef\xbb\xbf") {
+            line.drain(..3);
+        }
+        (self.number, line)
+    }
+
+    /// The file.
+    pub(crate) fn path(&self) -> &Path {
+        self.stream.path()
+    }
+}
+
+/// A stream for readers that want [`Read`]: its own error is kept beside the one that they pass on, and
+/// no record may grow without end.
+pub(crate) struct Metered {
+    stream: Stream,
+    limit: u64,
+    shared: Arc<Mutex<MeteredState>>,
+}
+
+#[derive(Default)]
+struct MeteredState {
+    since: u64,
+    error: Option<DataError>,
+}
+
+/// The other end of a [`Metered`].
+#[derive(Clone)]
+pub(crate) struct Meter(Arc<Mutex<MeteredState>>);
+
+impl Meter {
+    /// A record is complete.
+    pub(crate) fn reset(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).since = 0;
+    }
+
+    /// The stream's own error, if that is what ended it.
+    pub(crate) fn error(&self) -> Option<DataError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).error.take()
+    }
+}
+
+impl Metered {
+    /// A reader and what resets it after each record.
+    pub(crate) fn new(stream: Stream, limits: &Limits) -> (Metered, Meter) {
+        let shared = Arc::new(Mutex::new(MeteredState::default()));
+        let meter = Meter(Arc::clone(&shared));
+        (Metered { stream, limit: limits.record_bytes, shared }, meter)
+    }
+}
+
+impl Read for Metered {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = if state.since > self.limit {
+            Err(DataError::limit(self.stream.path(), "one record", "record-bytes", self.limit))
+        } else {
+            self.stream.read_up_to(buffer.len() as u64)
+        };
+        match result {
+            Ok(bytes) => {
+                state.since = state.since.saturating_add(bytes.len() as u64);
+                if let Some(target) = buffer.get_mut(..bytes.len()) {
+                    target.copy_from_slice(&bytes);
+                }
+                Ok(bytes.len())
+            }
+            Err(error) => {
+                state.error = Some(error);
+                Err(io::Error::other("kept beside"))
+            }
+        }
     }
 }

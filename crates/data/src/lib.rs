@@ -21,21 +21,28 @@ mod dataset;
 mod error;
 mod input;
 mod metrics;
+mod mismatch;
 mod npz;
 mod overlap;
+mod short;
 mod source;
 mod spec;
 mod statistics;
 mod steps;
+mod survey;
 
 pub use batch::{Batch, LabelValues, Labels, check_labels};
-pub use bind::{Batches, Bound};
+pub use bind::{Batches, Binding, Bound};
 pub use dataset::{ArrayInfo, Dataset, InputSpec, OpenOptions};
 pub use error::{DataError, SpecError};
 pub use metrics::{Accuracy, Agreement, Distance, correct, top_classes};
 pub use npz::{NpzWriter, Packing, Rows};
 pub use overlap::{OverlapReport, overlap};
-pub use source::Kind;
+pub use source::{Classes, Columns, Kind, SourceOptions};
 pub use spec::{DataSpec, InputSteps, MAX_SPEC_BYTES};
 pub use statistics::{AccuracyChange, Interval, PairedCounts, Verdict, judge_share, wilson};
-pub use steps::{Order, Step, TypeName, apply_steps};
+pub use steps::{
+    Channel, Mel, MelLog, MelNorm, MelPad, MelScale, Mode, Order, Padding, Place, Preset, Side, Size, Step,
+    TokenOutput, Tokenize, TypeName, apply_steps,
+};
+pub use survey::{Preview, Survey, Values};

@@ -1,7 +1,7 @@
 //! `data.toml`: what a data set is and what is done to each sample before it is fed.
 //!
 //! ```toml
-//! [source]                      # kind: idx npz npy onnx-tests; paths relative to this file
+//! [source]                      # kind: see [`Kind`]; paths relative to this file
 //! kind = "idx"                  # found out from the contents when left out
 //! path = "train-images-idx3-ubyte.gz"
 //! labels = "train-labels-idx1-ubyte.gz"   # a file; for npz and npy directories the name of an array
@@ -18,6 +18,7 @@
 //!
 //! The steps are those of [`Step`].
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -28,8 +29,8 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use crate::error::{DataError, SpecError, shown};
 use crate::input::{open_plain, read_at_most};
-use crate::source::Kind;
-use crate::steps::Step;
+use crate::source::{Classes, Columns, Kind, SourceOptions};
+use crate::steps::{Step, TypeName};
 
 /// Specifications larger than this are refused unread: no honest one comes near.
 pub const MAX_SPEC_BYTES: u64 = 1 << 20;
@@ -57,6 +58,8 @@ pub struct DataSpec {
     pub seed: u64,
     /// Share of the hash space, from and to, within 0 to 1.
     pub split: Option<(f64, f64)>,
+    /// What only some kinds take.
+    pub options: SourceOptions,
     /// What is done to each input; a table without a name is for the only input.
     pub inputs: Vec<InputSteps>,
 }
@@ -68,8 +71,10 @@ pub struct InputSteps {
     pub name: Option<String>,
     /// The source's name of the array, when it is another.
     pub from: Option<String>,
-    /// The steps, in order.
+    /// The steps, in order; presets stand as what they are short for.
     pub steps: Vec<Step>,
+    /// The line of each step in the `data.toml`, from 1.
+    pub lines: Vec<usize>,
 }
 
 /// The best of `candidates` for a misspelt `name`, as the end of a sentence; empty when none is near.
@@ -135,7 +140,7 @@ struct Root {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct SourceTable {
     kind: Option<Spanned<String>>,
-    path: Spanned<PathBuf>,
+    path: Option<Spanned<PathBuf>>,
     labels: Option<Spanned<String>>,
     #[serde(default)]
     skip: u64,
@@ -143,6 +148,24 @@ struct SourceTable {
     sample: Option<Spanned<u64>>,
     seed: Option<Spanned<u64>>,
     split: Option<Spanned<[f64; 2]>>,
+    classes: Option<Classes>,
+    files: Option<String>,
+    root: Option<PathBuf>,
+    columns: Option<Columns>,
+    #[serde(default)]
+    follow_links: bool,
+    separator: Option<char>,
+    header: Option<bool>,
+    dtype: Option<TypeName>,
+    shape: Option<Vec<usize>>,
+    count: Option<Spanned<u64>>,
+    #[serde(default)]
+    dims: BTreeMap<String, usize>,
+    below: Option<Spanned<i64>>,
+    command: Option<Spanned<Vec<String>>>,
+    timeout: Option<Spanned<f64>>,
+    #[serde(default)]
+    arrays: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -153,16 +176,10 @@ struct InputTable {
     steps: Vec<Spanned<Step>>,
 }
 
-/// Kinds that have their place in the format but no reader yet.
-const LATER: [&str; 6] = ["images", "csv", "text", "jsonl", "wav", "command"];
-
-fn kind_named(name: &str) -> Result<Kind, String> {
+pub(crate) fn kind_named(name: &str) -> Result<Kind, String> {
     Kind::from_name(name).ok_or_else(|| {
         let known: Vec<&str> = Kind::ALL.iter().map(|(name, _)| *name).collect();
         let list = known.join(", ");
-        if LATER.contains(&name) {
-            return format!("kind `{name}` cannot be read yet; these can: {list}");
-        }
         format!("there is no kind `{name}`{} (the kinds: {list})", did_you_mean(name, known.iter().copied()))
     })
 }
@@ -182,7 +199,7 @@ impl DataSpec {
         let path = Path::new(given);
         // A path that exists is a path, whatever characters it has.
         if !path.exists() {
-            return Self::parse_short(given).map_err(DataError::from);
+            return crate::short::parse(given).map_err(DataError::from);
         }
         let inner = path.join("data.toml");
         if path.is_dir() && inner.is_file() {
@@ -231,61 +248,37 @@ impl DataSpec {
         let table = root.map_err(fail)?.source;
         let mut spec = check_source(&source, table, base)?;
         if let Some(input) = input {
-            spec.inputs = read_inputs(&source, input)?;
-        }
-        Ok(spec)
-    }
-
-    /// Parses `kind:path?key=value&...`.
-    fn parse_short(given: &str) -> Result<DataSpec, SpecError> {
-        let source = Text { text: "", origin: given };
-        let origin = escape_for_terminal(given).into_owned();
-        let fail = |message: String| SpecError { origin: origin.clone(), ..source.error(None, message) };
-        let (place, options) = given.split_once('?').unwrap_or((given, ""));
-        let mut spec = match place.split_once(':') {
-            Some((kind, path)) if !kind.contains(['/', '.']) => {
-                DataSpec { kind: Some(kind_named(kind).map_err(fail)?), ..Self::of_path(Path::new(path)) }
-            }
-            _ => Self::of_path(Path::new(place)),
-        };
-        for option in options.split('&').filter(|option| !option.is_empty()) {
-            let (key, value) = option.split_once('=').unwrap_or((option, ""));
-            let number = || {
-                value.parse::<u64>().map_err(|_| fail(format!("`{key}` needs a whole number, not `{value}`")))
-            };
-            match key {
-                "labels" => spec.labels = Some(value.to_owned()),
-                "skip" => spec.skip = number()?,
-                "take" => spec.take = Some(number()?),
-                "sample" => spec.sample = Some(number()?),
-                "seed" => spec.seed = number()?,
-                _ => {
-                    let known = ["labels", "skip", "take", "sample", "seed"];
-                    let hint = did_you_mean(key, known);
-                    return Err(fail(format!(
-                        "there is no option `{key}`{hint} (the options: {})",
-                        known.join(", ")
-                    )));
-                }
-            }
-        }
-        if spec.take.is_some() && spec.sample.is_some() {
-            return Err(fail(TAKE_AND_SAMPLE.to_owned()));
+            spec.inputs = read_inputs(&source, input, base)?;
         }
         Ok(spec)
     }
 }
 
-const TAKE_AND_SAMPLE: &str = "`take` and `sample` both say how many samples are used: leave one out";
+pub(crate) const TAKE_AND_SAMPLE: &str =
+    "`take` and `sample` both say how many samples are used: leave one out";
 
 fn check_source(source: &Text<'_>, table: SourceTable, base: &Path) -> Result<DataSpec, SpecError> {
     let kind = match &table.kind {
         Some(kind) => Some(kind_named(kind.get_ref()).map_err(|what| source.error(Some(kind.span()), what))?),
         None => None,
     };
-    if table.path.get_ref().as_os_str().is_empty() {
-        return Err(source.error(Some(table.path.span()), "`path` is empty"));
-    }
+    let command = table.command.as_ref().map(|command| command.get_ref().clone()).unwrap_or_default();
+    let path = match &table.path {
+        // What errors and reports call it.
+        None if kind == Some(Kind::Command) => PathBuf::from(format!("cmd:{}", command.join(" "))),
+        None if kind == Some(Kind::Random) => PathBuf::from("normal"),
+        Some(path) if path.get_ref().as_os_str().is_empty() => {
+            return Err(source.error(Some(path.span()), "`path` is empty"));
+        }
+        Some(path) => path.get_ref().clone(),
+        None if kind.is_none() && !command.is_empty() => {
+            return Err(source.error(None, "`command` needs `kind = \"command\"` beside it"));
+        }
+        None => {
+            let message = "[source] has no `path`, which says where the data are";
+            return Err(source.error(None, message));
+        }
+    };
     for (key, value) in [("take", &table.take), ("sample", &table.sample)] {
         if let Some(value) = value.as_ref().filter(|value| *value.get_ref() == 0) {
             return Err(source.error(Some(value.span()), format!("`{key} = 0` leaves no samples")));
@@ -294,7 +287,7 @@ fn check_source(source: &Text<'_>, table: SourceTable, base: &Path) -> Result<Da
     if let (Some(_), Some(sample)) = (&table.take, &table.sample) {
         return Err(source.error(Some(sample.span()), TAKE_AND_SAMPLE));
     }
-    if let (None, Some(seed)) = (&table.sample, &table.seed) {
+    if let (None, Some(seed), false) = (&table.sample, &table.seed, kind == Some(Kind::Random)) {
         return Err(source.error(Some(seed.span()), "`seed` is for `sample`, which is not given"));
     }
     if let Some(split) = &table.split {
@@ -311,7 +304,7 @@ fn check_source(source: &Text<'_>, table: SourceTable, base: &Path) -> Result<Da
     Ok(DataSpec {
         file: None,
         kind,
-        path: base.join(table.path.get_ref()),
+        path: if kind.is_none_or(Kind::has_path) { base.join(path) } else { path },
         labels: table.labels.map(Spanned::into_inner),
         base: base.to_owned(),
         skip: table.skip,
@@ -319,11 +312,32 @@ fn check_source(source: &Text<'_>, table: SourceTable, base: &Path) -> Result<Da
         sample: table.sample.map(Spanned::into_inner),
         seed: table.seed.map_or(0, Spanned::into_inner),
         split: table.split.map(|split| split.into_inner().into()),
+        options: SourceOptions {
+            classes: table.classes,
+            files: table.files,
+            root: table.root.map(|root| base.join(root)),
+            columns: table.columns,
+            follow_links: table.follow_links,
+            separator: table.separator,
+            header: table.header,
+            dtype: table.dtype,
+            shape: table.shape,
+            count: table.count.map(Spanned::into_inner),
+            dims: table.dims,
+            below: table.below.map(Spanned::into_inner),
+            command,
+            timeout: table.timeout.map(Spanned::into_inner),
+            arrays: table.arrays,
+        },
         inputs: Vec::new(),
     })
 }
 
-fn read_inputs(source: &Text<'_>, input: Spanned<DeValue<'_>>) -> Result<Vec<InputSteps>, SpecError> {
+fn read_inputs(
+    source: &Text<'_>,
+    input: Spanned<DeValue<'_>>,
+    base: &Path,
+) -> Result<Vec<InputSteps>, SpecError> {
     let span = input.span();
     let DeValue::Table(table) = input.into_inner() else {
         return Err(source.error(Some(span), "`input` must be a table: write `[input]` or `[input.NAME]`"));
@@ -332,11 +346,11 @@ fn read_inputs(source: &Text<'_>, input: Spanned<DeValue<'_>>) -> Result<Vec<Inp
     // its value is a table.
     let is_own = |value: &Spanned<DeValue<'_>>| !matches!(value.get_ref(), DeValue::Table(_));
     if table.iter().any(|(_, value)| is_own(value)) {
-        return Ok(vec![read_input(source, None, Spanned::new(span, DeValue::Table(table)))?]);
+        return Ok(vec![read_input(source, None, Spanned::new(span, DeValue::Table(table)), base)?]);
     }
     let mut inputs = Vec::new();
     for (name, value) in table {
-        inputs.push((name.span().start, read_input(source, Some(name.get_ref().to_string()), value)?));
+        inputs.push((name.span().start, read_input(source, Some(name.get_ref().to_string()), value, base)?));
     }
     // In the order of the text.
     inputs.sort_by_key(|(start, _)| *start);
@@ -347,15 +361,20 @@ fn read_input(
     source: &Text<'_>,
     name: Option<String>,
     value: Spanned<DeValue<'_>>,
+    base: &Path,
 ) -> Result<InputSteps, SpecError> {
     let table = InputTable::deserialize(ValueDeserializer::from(value));
     let table = table.map_err(|error| source.toml_error(&error))?;
-    for step in &table.steps {
-        step.get_ref().check().map_err(|what| source.error(Some(step.span()), what))?;
+    let (mut steps, mut lines) = (Vec::new(), Vec::new());
+    for step in table.steps {
+        let span = step.span();
+        let before = source.text.get(..span.start).unwrap_or_default();
+        let line = before.matches('\n').count().saturating_add(1);
+        for step in step.into_inner().expanded() {
+            step.check().map_err(|what| source.error(Some(span.clone()), what))?;
+            lines.push(line);
+            steps.push(step.relative_to(base));
+        }
     }
-    Ok(InputSteps {
-        name,
-        from: table.from,
-        steps: table.steps.into_iter().map(Spanned::into_inner).collect(),
-    })
+    Ok(InputSteps { name, from: table.from, steps, lines })
 }

@@ -290,6 +290,59 @@ fn data_cut_short_and_damaged() {
     none_wrong(cases, accepted, &wrong);
 }
 
+/// Reads every sample that can be read; the number of them.
+fn survey_data(path: &Path) -> Result<u64, optix_data::DataError> {
+    let options = OpenOptions { keep_going: true, ..OpenOptions::default() };
+    let dataset = Dataset::open(path.to_str().expect("UTF-8"), &options)?;
+    Ok(dataset.survey(None, &mut |_| ())?.good)
+}
+
+#[test]
+fn media_cut_short_and_damaged() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    std::fs::write(directory.path().join("a.txt"), "the lazy dog\n").expect("a file");
+    let spec =
+        b"[source]\npath = \"a.txt\"\n[input.input_ids]\nsteps = [ { tokenize = { max-length = 8 } } ]\n";
+    std::fs::write(directory.path().join("data.toml"), spec).expect("a file");
+    let mut wrong = Vec::new();
+    let (mut cases, mut accepted) = (0, 0);
+    let mut random = Random(6);
+    for (name, file, places) in [
+        ("a.png", "media/pictures/palette.png", 200),
+        ("a.png", "media/clothes/bag/0018.png", 200),
+        ("a.jpg", "media/pictures/turned.jpg", 100),
+        ("a.bmp", "media/pictures/small.bmp", 50),
+        ("a.gif", "media/pictures/small.gif", 100),
+        ("a.webp", "media/pictures/small.webp", 100),
+        ("a.wav", "media/sounds/low/0.wav", 100),
+        ("a.csv", "media/table.csv", 200),
+        ("a.jsonl", "media/sentences.jsonl", 200),
+        // What is read is the data.toml beside it.
+        ("tokenizer.json", "media/tokenizer.json", 100),
+    ] {
+        let seed = fixture(file);
+        let path = directory.path().join(name);
+        let read = if name == "tokenizer.json" { directory.path().join("data.toml") } else { path.clone() };
+        let mut check = |case: String, bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("a file");
+            cases += 1;
+            if let Some(Ok(1..)) = guarded(&|| format!("{file}, {case}"), &mut wrong, || survey_data(&read)) {
+                accepted += 1;
+            }
+        };
+        check("whole".to_owned(), &seed);
+        // Where headers are, every place; behind them, some.
+        for place in (0..seed.len().min(64)).chain((0..places).map(|number| number * seed.len() / places)) {
+            check(format!("cut at {place}"), &seed[..place]);
+        }
+        for number in 0..200 {
+            check(format!("mutant {number}"), &mutant(&seed, &mut random));
+        }
+    }
+    assert!(accepted >= 10, "whole files are among the cases");
+    none_wrong(cases, accepted, &wrong);
+}
+
 #[test]
 fn recipes_cut_short_and_damaged() {
     let mut wrong = Vec::new();

@@ -1,22 +1,40 @@
 //! Where samples come from: one file a format, all behind [`Source`].
 
 mod array;
+mod command;
+mod csv;
+mod folder;
+mod framer;
 mod idx;
+mod jsonl;
+mod labels;
+mod media;
 mod npy;
 mod npy_directory;
 mod npz;
 mod onnx_tests;
+mod options;
+mod random;
+mod raw;
+mod sniff;
+mod text;
+mod wav;
 mod zip;
 
+use std::fmt::Debug;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use flate2::read::MultiGzDecoder;
 use optix_base::Limits;
 use optix_ir::{DType, Tensor};
 
 use self::array::ArrayStream;
+pub(crate) use self::framer::words;
+pub use self::options::{Classes, Columns, SourceOptions};
+pub(crate) use self::random::open as open_random;
+pub(crate) use self::sniff::sniff;
 use crate::error::{DataError, shown};
-use crate::input::{GZIP_MAGIC, first_bytes, open_plain, read_at_most};
+use crate::spec::DataSpec;
 
 /// What a data set is stored as.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,12 +47,45 @@ pub enum Kind {
     Npy,
     /// Directories `test_data_set_N` with `input_K.pb` and `output_K.pb`.
     OnnxTests,
+    /// A folder of images, with a folder a class or without labels; or one image.
+    Images,
+    /// A table: columns of numbers, of texts, of paths.
+    Csv,
+    /// Lines of text.
+    Text,
+    /// One JSON object a line.
+    Jsonl,
+    /// A folder of sounds, as one of images; or one sound.
+    Wav,
+    /// Numbers without a header.
+    Raw,
+    /// Numbers drawn at random, for latency alone.
+    Random,
+    /// What a program prints.
+    Command,
 }
 
 impl Kind {
     /// All kinds with their names in `data.toml`.
-    pub const ALL: &'static [(&'static str, Kind)] =
-        &[("idx", Kind::Idx), ("npz", Kind::Npz), ("npy", Kind::Npy), ("onnx-tests", Kind::OnnxTests)];
+    pub const ALL: &'static [(&'static str, Kind)] = &[
+        ("idx", Kind::Idx),
+        ("npz", Kind::Npz),
+        ("npy", Kind::Npy),
+        ("onnx-tests", Kind::OnnxTests),
+        ("images", Kind::Images),
+        ("csv", Kind::Csv),
+        ("text", Kind::Text),
+        ("jsonl", Kind::Jsonl),
+        ("wav", Kind::Wav),
+        ("raw", Kind::Raw),
+        ("random", Kind::Random),
+        ("command", Kind::Command),
+    ];
+
+    /// Whether its path is that of a file or directory.
+    pub(crate) fn has_path(self) -> bool {
+        !matches!(self, Kind::Random | Kind::Command)
+    }
 
     /// Its name in `data.toml`.
     pub fn name(self) -> &'static str {
@@ -48,11 +99,58 @@ impl Kind {
 }
 
 /// A sample as its source has it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sample {
     /// One tensor for each of [`Source::arrays`].
     pub(crate) tensors: Vec<Tensor>,
     pub(crate) label: Option<Label>,
+    pub(crate) facts: Facts,
+}
+
+/// What is known of a sample beside its numbers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Facts {
+    /// Sounds: samples a second.
+    pub(crate) rate: Option<u32>,
+    /// Images: how the camera was held, as EXIF counts it; 0 and 1 are upright.
+    pub(crate) orientation: u8,
+    /// The file it was read from, relative to the data set.
+    pub(crate) place: Option<PathBuf>,
+    /// The line it stands in, from 1.
+    pub(crate) line: Option<u64>,
+}
+
+impl Facts {
+    /// Where the sample stands, as the end of a sentence; empty where its number is all there is.
+    pub(crate) fn place(&self) -> String {
+        match (&self.place, self.line) {
+            (Some(path), _) => format!(", {}", shown(path)),
+            (None, Some(line)) => format!(", line {line}"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// What a source is opened with.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) spec: Arc<DataSpec>,
+    pub(crate) limits: Limits,
+}
+
+/// A source that has been looked at: what a listing or a first pass found out is kept, and streams of
+/// samples start from it.
+pub(crate) trait Opened: Debug + Send + Sync {
+    /// A fresh stream, from the first sample.
+    fn stream(&self) -> Result<Box<dyn Source>, DataError>;
+    /// Names of the classes, in the order of their numbers; empty where labels are numbers.
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+    /// What the user should know.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A sample's label.
@@ -90,6 +188,10 @@ pub(crate) trait Source: Send {
     fn skip(&mut self, count: u64) -> Result<(), DataError>;
     /// Called behind the last sample: checks that the files end there.
     fn finish(&mut self) -> Result<(), DataError>;
+    /// Whether the next sample can be had after one that could not.
+    fn is_resumable(&self) -> bool {
+        false
+    }
 }
 
 /// Content hash of a sample: type, shape and elements of its tensors, in the order of their names. The
@@ -109,63 +211,6 @@ pub(crate) fn hash(arrays: &[String], sample: &Sample) -> [u8; 32] {
     hasher.finalize().into()
 }
 
-/// Finds out what lies at a path.
-pub(crate) fn sniff(path: &Path) -> Result<Kind, DataError> {
-    let metadata = std::fs::metadata(path).map_err(|error| DataError::read(path, error))?;
-    if metadata.is_dir() {
-        return sniff_directory(path);
-    }
-    let start = first_bytes(path, 8)?;
-    if start.is_empty() {
-        return Err(DataError::invalid(path, "", "the file is empty"));
-    }
-    let kind = if start.starts_with(zip::MAGIC) || start.starts_with(b"PK\x05\x06") {
-        Some(Kind::Npz)
-    } else if start.starts_with(npy::MAGIC) {
-        Some(Kind::Npy)
-    } else if idx::is_idx(&start) {
-        Some(Kind::Idx)
-    } else if start.starts_with(&GZIP_MAGIC) {
-        let (file, _) = open_plain(path)?;
-        let inner = read_at_most(MultiGzDecoder::new(file), 4).unwrap_or_default();
-        idx::is_idx(&inner).then_some(Kind::Idx)
-    } else {
-        None
-    };
-    kind.ok_or_else(|| {
-        let what = "its contents are no data set that is read here: idx (plain or .gz), npz, npy, a directory of \
-                    npy files or of test_data_set_N, or a data.toml that describes one of these";
-        DataError::invalid(path, "", what)
-    })
-}
-
-fn sniff_directory(path: &Path) -> Result<Kind, DataError> {
-    let entries = names_in(path)?;
-    let has = |test: &dyn Fn(&str) -> bool| entries.iter().any(|name| test(name));
-    if has(&|name| name == "input_0.pb" || onnx_tests::set_number(name).is_some()) {
-        return Ok(Kind::OnnxTests);
-    }
-    if has(&|name| name.ends_with(".npy")) {
-        return Ok(Kind::Npy);
-    }
-    // One directory an input, as `npy_directory` reads them.
-    for name in &entries {
-        let inner = path.join(name);
-        if inner.is_dir() && names_in(&inner)?.iter().any(|name| name.ends_with(".npy")) {
-            return Ok(Kind::Npy);
-        }
-    }
-    let images: Vec<&str> =
-        entries.iter().map(String::as_str).filter(|name| name.contains("images-idx")).collect();
-    let what = if images.is_empty() {
-        "no data set is found in this directory: npy files or test_data_set_N are read from directories"
-            .to_owned()
-    } else {
-        format!("name one of the files in it: {}", images.join(", "))
-    };
-    Err(DataError::invalid(path, "", what))
-}
-
 /// Names in a directory, sorted; those that are not UTF-8 are left out.
 fn names_in(path: &Path) -> Result<Vec<String>, DataError> {
     let mut names = Vec::new();
@@ -183,44 +228,84 @@ pub(crate) fn labels_file(kind: Kind, path: &Path, labels: Option<&str>, base: &
     match kind {
         Kind::Idx => given.or_else(|| idx::labels_beside(path)),
         Kind::Npy if !path.is_dir() => given,
+        Kind::Text => given,
+        Kind::Images | Kind::Wav => {
+            given.or_else(|| Some(path.join(folder::LABEL_FILE)).filter(|path| path.is_file()))
+        }
         _ => None,
     }
 }
 
-/// Opens a source.
-pub(crate) fn open(
-    kind: Kind,
-    path: &Path,
-    labels: Option<&str>,
-    base: &Path,
-    limits: &Limits,
-) -> Result<Box<dyn Source>, DataError> {
-    let labels_file = labels_file(kind, path, labels, base);
+/// Looks at a source.
+pub(crate) fn open(kind: Kind, settings: Settings) -> Result<Arc<dyn Opened>, DataError> {
+    let spec = &settings.spec;
+    if spec.labels.is_some() && matches!(kind, Kind::OnnxTests | Kind::Raw | Kind::Random) {
+        let what = format!("`labels` has no meaning for {}", kind.name());
+        return Err(DataError::invalid(&spec.path, "", what));
+    }
     match kind {
-        Kind::Idx => {
-            let array = idx::open(path, limits)?;
-            let labels = match labels_file {
-                Some(path) => Some((idx::open(&path, limits)?, path)),
-                None => None,
-            };
-            Single::boxed(path, array, labels)
-        }
-        Kind::Npy if path.is_dir() => npy_directory::open(path, labels, limits),
-        Kind::Npy => {
-            let array = npy_file(path, limits)?;
-            let labels = match labels_file {
-                Some(path) => Some((npy_file(&path, limits)?, path)),
-                None => None,
-            };
-            Single::boxed(path, array, labels)
-        }
-        Kind::Npz => npz::open(path, labels, limits),
-        Kind::OnnxTests => {
-            if labels.is_some() {
-                let what = "`labels` has no meaning for onnx-tests: output_N.pb are taken";
-                return Err(DataError::invalid(path, "", what));
+        Kind::Images | Kind::Wav => {
+            let beside = spec.path.join(folder::LABEL_FILE);
+            let table = spec.labels.as_ref().map(|labels| spec.base.join(labels));
+            match table.or_else(|| Some(beside).filter(|path| path.is_file())) {
+                Some(table) => {
+                    // In this table `labels` means the column of the usual name.
+                    let inner = DataSpec { labels: None, ..(*settings.spec).clone() };
+                    let root = spec.path.clone();
+                    csv::open(&table, &root, Settings { spec: Arc::new(inner), ..settings })
+                }
+                None => folder::open(kind, settings),
             }
-            onnx_tests::open(path, limits)
+        }
+        Kind::Csv => {
+            let path = spec.path.clone();
+            let root = spec.options.root.clone().or_else(|| path.parent().map(Path::to_owned));
+            let root = root.filter(|root| !root.as_os_str().is_empty()).unwrap_or_else(|| PathBuf::from("."));
+            csv::open(&path, &root, settings)
+        }
+        Kind::Text => text::open(settings),
+        Kind::Jsonl => jsonl::open(settings),
+        Kind::Random => random::open(settings, None),
+        Kind::Command => command::open(settings),
+        Kind::Idx | Kind::Npz | Kind::Npy | Kind::OnnxTests | Kind::Raw => {
+            Ok(Arc::new(Arrays { kind, settings }))
+        }
+    }
+}
+
+/// Sources of arrays, whose headers are read again for every stream.
+#[derive(Debug)]
+struct Arrays {
+    kind: Kind,
+    settings: Settings,
+}
+
+impl Opened for Arrays {
+    fn stream(&self) -> Result<Box<dyn Source>, DataError> {
+        let Settings { spec, limits } = &self.settings;
+        let (path, labels) = (spec.path.as_path(), spec.labels.as_deref());
+        let labels_file = labels_file(self.kind, path, labels, &spec.base);
+        match self.kind {
+            Kind::Idx => {
+                let array = idx::open(path, limits)?;
+                let labels = match labels_file {
+                    Some(path) => Some((idx::open(&path, limits)?, path)),
+                    None => None,
+                };
+                Single::boxed(path, array, labels)
+            }
+            Kind::Npy if path.is_dir() => npy_directory::open(path, labels, limits),
+            Kind::Npy => {
+                let array = npy_file(path, limits)?;
+                let labels = match labels_file {
+                    Some(path) => Some((npy_file(&path, limits)?, path)),
+                    None => None,
+                };
+                Single::boxed(path, array, labels)
+            }
+            Kind::Npz => npz::open(path, labels, limits),
+            Kind::Raw => raw::open(&self.settings),
+            _ => onnx_tests::open(path, limits),
         }
     }
 }
@@ -262,7 +347,7 @@ impl Source for Single {
     fn next(&mut self) -> Result<Sample, DataError> {
         let tensors = vec![self.array.next()?];
         let label = self.labels.as_mut().map(ArrayStream::next).transpose()?.map(Label::of);
-        Ok(Sample { tensors, label })
+        Ok(Sample { tensors, label, ..Sample::default() })
     }
 
     fn skip(&mut self, count: u64) -> Result<(), DataError> {
@@ -342,7 +427,7 @@ impl Source for Several {
     fn next(&mut self) -> Result<Sample, DataError> {
         let tensors = self.arrays.iter_mut().map(ArrayStream::next).collect::<Result<_, _>>()?;
         let label = self.labels.as_mut().map(ArrayStream::next).transpose()?.map(Label::of);
-        Ok(Sample { tensors, label })
+        Ok(Sample { tensors, label, ..Sample::default() })
     }
 
     fn skip(&mut self, count: u64) -> Result<(), DataError> {
@@ -356,7 +441,8 @@ impl Source for Several {
 
 /// What a source holds, for people.
 pub(crate) fn describe(path: &Path, kind: Kind, count: u64) -> String {
-    format!("{} ({}, {count} samples)", shown(path), kind.name())
+    let note = if kind == Kind::Random { ", synthetic: ranges are not those of your data" } else { "" };
+    format!("{} ({}, {count} samples{note})", shown(path), kind.name())
 }
 
 /// Whether a type has eight bits and so may be an image that still needs preprocessing.

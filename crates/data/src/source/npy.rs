@@ -73,6 +73,25 @@ pub(crate) fn open(
     }
 }
 
+/// The layout that the header at the start of `bytes` tells of; `None` while it is incomplete.
+pub(crate) fn peek(bytes: &[u8]) -> Result<Option<Layout>, String> {
+    let is_start = |magic: &[u8]| bytes.starts_with(magic) || magic.starts_with(bytes);
+    if !is_start(MAGIC) {
+        return Err("its first bytes are not \\x93NUMPY".to_owned());
+    }
+    let (length, start) = match bytes.get(6..) {
+        Some([1, 0, a, b, ..]) => (u64::from(u16::from_le_bytes([*a, *b])), 10usize),
+        Some([2 | 3, 0, a, b, c, d, ..]) => (u64::from(u32::from_le_bytes([*a, *b, *c, *d])), 12),
+        Some([1..=3, 0, ..] | [1..=3] | []) | None => return Ok(None),
+        Some(_) => return Err("versions 1.0, 2.0 and 3.0 of npy are read".to_owned()),
+    };
+    if length > MAX_HEADER {
+        return Err(format!("a header of {length} bytes is more than the {MAX_HEADER} an array can need"));
+    }
+    let header = bytes.get(start..).unwrap_or_default();
+    if (header.len() as u64) < length { Ok(None) } else { parse(&latin1(header)).map(Some) }
+}
+
 fn latin1(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| char::from(byte)).collect()
 }

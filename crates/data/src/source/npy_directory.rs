@@ -100,7 +100,7 @@ impl Source for Files {
         let tensors = files.map(|path| self.read(path)).collect::<Result<_, _>>()?;
         self.at = self.at.saturating_add(1);
         let label = self.labels.as_mut().map(ArrayStream::next).transpose()?.map(Label::of);
-        Ok(Sample { tensors, label })
+        Ok(Sample { tensors, label, ..Sample::default() })
     }
 
     fn skip(&mut self, count: u64) -> Result<(), DataError> {

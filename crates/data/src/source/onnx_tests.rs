@@ -82,7 +82,7 @@ impl Source for Sets {
 
     fn next(&mut self) -> Result<Sample, DataError> {
         let Some(set) = self.sets.get(self.at) else {
-            return Ok(Sample { tensors: Vec::new(), label: None });
+            return Ok(Sample::default());
         };
         self.at = self.at.saturating_add(1);
         let inputs = numbered_files(set, "input_")?;
@@ -96,7 +96,7 @@ impl Source for Sets {
         let outputs = outputs.iter().map(|path| read_tensor(path, &self.limits));
         let outputs: Vec<(String, Tensor)> = outputs.collect::<Result<_, DataError>>()?;
         let label = if outputs.is_empty() { None } else { Some(Label::Outputs(outputs)) };
-        Ok(Sample { tensors, label })
+        Ok(Sample { tensors, label, ..Sample::default() })
     }
 
     fn skip(&mut self, count: u64) -> Result<(), DataError> {
