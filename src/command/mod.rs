@@ -9,6 +9,7 @@ mod explain;
 mod infer;
 mod inspect;
 mod passes;
+mod profile;
 mod quantize;
 mod recipes;
 mod run;
@@ -54,6 +55,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Eval { model, data, metric, vs, samples, json } => {
             eval::eval(global, model, data, metric, vs.as_deref(), *samples, *json)
         }
+        Command::Profile(options) => profile::profile(global, options),
         Command::Compare { a, b, data, samples, json } => {
             compare::compare(global, a, b, data, *samples, *json)
         }

@@ -348,7 +348,7 @@ fn finish(global: &Global, output: &Output, facts: &Report) -> anyhow::Result<()
 }
 
 /// The command line as it was typed, for reports.
-fn command_line() -> String {
+pub fn command_line() -> String {
     let arguments = std::env::args_os().enumerate().map(|(index, argument)| {
         let text = argument.to_string_lossy().into_owned();
         if index == 0 {

@@ -8,7 +8,7 @@ use optix_data::{Batch, DataError, Dataset, InputSpec, OpenOptions};
 use optix_io::{LoadOptions, Loaded};
 use optix_ir::{AttributeValue, Model, Type};
 use optix_pipeline::Calibration;
-use optix_runtime::EngineOracle;
+use optix_runtime::{Engine, EngineOracle};
 
 use crate::exit::Classed;
 use optix::cli::Global;
@@ -66,22 +66,26 @@ pub fn non_finite(model: &Model) -> Vec<String> {
 
 /// The engine of the run.
 pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
-    let engine = match optix_runtime::engine(&global.engine, global.ort_lib.as_deref()) {
-        Some(Ok(engine)) => engine,
+    let engine = engine_named(global, global.engine.as_deref().unwrap_or("cpu"))?;
+    let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
+    Ok(EngineOracle::new(engine, options))
+}
+
+/// The engine of that name.
+pub fn engine_named(global: &Global, name: &str) -> anyhow::Result<Box<dyn Engine>> {
+    match optix_runtime::engine(name, global.ort_lib.as_deref()) {
+        Some(Ok(engine)) => Ok(engine),
         Some(Err(why)) => {
-            let what = format!("engine `{}` cannot be used: {why}", global.engine);
-            return Err(Classed(ErrorClass::Environment, what).into());
+            let what = format!("engine `{name}` cannot be used: {why}");
+            Err(Classed(ErrorClass::Environment, what).into())
         }
         None => {
             let names = optix_runtime::engine_names();
-            let hint = optix_pipeline::did_you_mean(&global.engine, names.iter().copied());
-            let what =
-                format!("there is no engine `{}`{hint} (there are: {})", global.engine, names.join(", "));
-            return Err(Classed(ErrorClass::Environment, what).into());
+            let hint = optix_pipeline::did_you_mean(name, names.iter().copied());
+            let what = format!("there is no engine `{name}`{hint} (there are: {})", names.join(", "));
+            Err(Classed(ErrorClass::Environment, what).into())
         }
-    };
-    let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
-    Ok(EngineOracle::new(engine, options))
+    }
 }
 
 /// Opens data.

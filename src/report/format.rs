@@ -33,6 +33,29 @@ pub fn seconds(value: f64) -> String {
     if value < 1.0 { format!("{:.0} ms", value * 1e3) } else { format!("{value:.1} s") }
 }
 
+/// A time with three figures: `12.3 us`, `1.25 ms`.
+pub fn duration(seconds: f64) -> String {
+    let units = [(1.0, "s"), (1e-3, "ms"), (1e-6, "us")];
+    let (unit, name) = units.into_iter().find(|(unit, _)| seconds >= 0.9995 * unit).unwrap_or((1e-6, "us"));
+    format!("{} {name}", figures(seconds / unit))
+}
+
+/// A number with three figures.
+pub fn figures(value: f64) -> String {
+    match value.abs() {
+        size if size >= 99.95 => format!("{value:.0}"),
+        size if size >= 9.995 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// A count in thousands, millions and so on: `1.23 G`.
+pub fn count(value: f64) -> String {
+    let units = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, "")];
+    let (unit, name) = units.into_iter().find(|(unit, _)| value >= 0.9995 * unit).unwrap_or((1.0, ""));
+    if unit == 1.0 { format!("{value:.0}") } else { format!("{}{name}", figures(value / unit)) }
+}
+
 /// A share as a percentage.
 pub fn percent(value: f64) -> String {
     format!("{:.2}%", value * 100.0)
@@ -131,6 +154,17 @@ pub fn warnings(report: &Report) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_and_counts_have_three_figures() {
+        let times = [(1.234, "1.23 s"), (0.012_34, "12.3 ms"), (0.000_999_6, "1.00 ms"), (3e-8, "0.03 us")];
+        for (seconds, expected) in times {
+            assert_eq!(duration(seconds), expected);
+        }
+        for (value, expected) in [(0.0, "0"), (999.0, "999"), (12_345.0, "12.3 k"), (4.2e9, "4.20 G")] {
+            assert_eq!(count(value), expected);
+        }
+    }
 
     #[test]
     fn sizes_have_three_figures() {

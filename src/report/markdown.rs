@@ -5,7 +5,7 @@ use optix_pipeline::report::Report;
 use super::format;
 
 /// Text inside a table cell or paragraph: nothing in it is markup.
-fn cell(text: &str) -> String {
+pub fn cell(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in optix_base::escape_for_terminal(text).chars() {
         if matches!(character, '|' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '#' | '\\') {

@@ -4,6 +4,7 @@ mod format;
 mod html;
 mod markdown;
 mod plot;
+pub mod profile;
 mod terminal;
 
 use std::path::Path;
@@ -26,7 +27,7 @@ pub fn evaluation_lines(evaluation: &optix_pipeline::report::Evaluation) -> Vec<
 
 /// Kinds of report files, told by extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Json,
     Markdown,
     Html,
@@ -54,12 +55,23 @@ pub fn json(report: &Report) -> String {
 
 /// Writes a report in the form its extension names; appears whole or not at all.
 pub fn write(report: &Report, path: &Path) -> anyhow::Result<()> {
+    write_text(path, |kind| {
+        Ok(match kind {
+            Kind::Json => json(report),
+            Kind::Markdown => markdown::markdown(report),
+            Kind::Html => html::html(report)?,
+        })
+    })
+}
+
+/// Writes the text that `render` makes for the kind of file that the extension names.
+pub fn write_text(path: &Path, render: impl FnOnce(Kind) -> anyhow::Result<String>) -> anyhow::Result<()> {
+    write_file(path, &render(kind(path)?)?)
+}
+
+/// Writes a text file; it appears whole or not at all.
+pub fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
     use std::io::Write;
-    let text = match kind(path)? {
-        Kind::Json => json(report),
-        Kind::Markdown => markdown::markdown(report),
-        Kind::Html => html::html(report)?,
-    };
     let mut file = OutFile::create(path)?;
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(file.commit()?)

@@ -70,3 +70,142 @@ pub fn bars(title: &str, rows: &[Bar]) -> String {
     svg.push_str("</svg>");
     svg
 }
+
+/// A dot in a plot with two logarithmic axes.
+pub struct Dot {
+    /// Shown when pointed at.
+    pub label: String,
+    /// Operations for every byte.
+    pub x: f64,
+    /// Operations a second.
+    pub y: f64,
+    /// Its size, 0 to 1.
+    pub weight: f64,
+}
+
+/// The two lines that no dot should lie above.
+#[derive(Clone, Copy)]
+pub struct Roof {
+    /// Bytes a second: `y = slope * x`.
+    pub slope: f64,
+    /// Operations a second.
+    pub height: f64,
+}
+
+/// Powers of ten from below the least to above the greatest of some numbers above 0.
+fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
+    let (low, high) = values
+        .filter(|value| value.is_finite() && *value > 0.0)
+        .fold((f64::INFINITY, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
+    if high == 0.0 {
+        return (0, 1);
+    }
+    let (low, high) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    (low, high.max(low + 1))
+}
+
+/// A roofline plot: rate over intensity, both logarithmic.
+pub fn roofline(title: &str, roof: Roof, dots: &[Dot]) -> String {
+    const LEFT: f64 = 70.0;
+    const TOP: f64 = 40.0;
+    const WIDTH: f64 = 720.0;
+    const HEIGHT: f64 = 300.0;
+    let ridge = roof.height / roof.slope.max(1.0);
+    let (x0, x1) = decades(dots.iter().map(|dot| dot.x).chain([ridge, ridge * 10.0]));
+    let (y0, y1) = decades(dots.iter().map(|dot| dot.y).chain([roof.height]));
+    let across = |x: f64| LEFT + (x.log10() - f64::from(x0)) / f64::from(x1 - x0) * WIDTH;
+    let down = |y: f64| TOP + HEIGHT - (y.log10() - f64::from(y0)) / f64::from(y1 - y0) * HEIGHT;
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{title}\"><text x=\"0\" y=\"14\" class=\"title\">{title}</text>",
+        LEFT + WIDTH + 50.0,
+        TOP + HEIGHT + 45.0,
+        title = escape(title)
+    );
+    let (bottom, right) = (TOP + HEIGHT, LEFT + WIDTH);
+    // Writing to a string cannot fail.
+    for power in x0..=x1 {
+        let x = across(10f64.powi(power));
+        let _ = write!(
+            svg,
+            "<line x1=\"{x:.1}\" y1=\"{TOP}\" x2=\"{x:.1}\" y2=\"{bottom}\" class=\"grid\"/><text x=\"{x:.1}\" y=\"{}\" class=\"middle\">{}</text>",
+            bottom + 16.0,
+            power_of_ten(power)
+        );
+    }
+    for power in y0..=y1 {
+        let y = down(10f64.powi(power));
+        let _ = write!(
+            svg,
+            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1}\" class=\"label\">{}</text>",
+            LEFT - 6.0,
+            y + 4.0,
+            power_of_ten(power)
+        );
+    }
+    // The slope starts where it enters the picture, at the left or at the bottom.
+    let first = 10f64.powi(x0).max(10f64.powi(y0) / roof.slope);
+    let _ = write!(
+        svg,
+        "<polyline points=\"{:.1},{:.1} {:.1},{:.1} {right},{:.1}\" class=\"roof\"/>",
+        across(first),
+        down(first * roof.slope),
+        across(ridge),
+        down(roof.height),
+        down(roof.height)
+    );
+    for dot in dots {
+        let _ = write!(
+            svg,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{:.1}\" class=\"dot\"><title>{}</title></circle>",
+            across(dot.x),
+            down(dot.y),
+            3.0 + 12.0 * dot.weight.clamp(0.0, 1.0).sqrt(),
+            escape(&dot.label)
+        );
+    }
+    let _ = write!(
+        svg,
+        "<text x=\"{:.1}\" y=\"{:.1}\" class=\"middle\">operations for every byte</text><text x=\"{LEFT}\" y=\"{:.1}\">operations a second; a dot is as large as its share of the time</text></svg>",
+        LEFT + WIDTH / 2.0,
+        bottom + 36.0,
+        TOP - 8.0
+    );
+    svg
+}
+
+fn power_of_ten(power: i32) -> String {
+    match power {
+        12.. => format!("{} T", 10f64.powi(power - 12)),
+        9..12 => format!("{} G", 10f64.powi(power - 9)),
+        6..9 => format!("{} M", 10f64.powi(power - 6)),
+        3..6 => format!("{} k", 10f64.powi(power - 3)),
+        _ => format!("{}", 10f64.powi(power)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dots_lie_in_the_picture_and_names_are_escaped() {
+        let dots = [
+            Dot { label: "<a>".into(), x: 0.02, y: 3e7, weight: 0.5 },
+            Dot { label: "b".into(), x: 300.0, y: 5e10, weight: 0.1 },
+        ];
+        let svg = roofline("t", Roof { slope: 1e10, height: 1e11 }, &dots);
+        assert!(svg.contains("&lt;a&gt;") && !svg.contains("<a>"), "{svg}");
+        for part in svg.split("<circle ").skip(1) {
+            let number = |key: &str| -> f64 {
+                let rest = part.split(&format!("{key}=\"")).nth(1).expect("the attribute");
+                rest.split('"').next().and_then(|text| text.parse().ok()).expect("a number")
+            };
+            assert!(
+                (70.0..=790.0).contains(&number("cx")) && (40.0..=340.0).contains(&number("cy")),
+                "{part}"
+            );
+        }
+        assert_eq!((decades([].into_iter()), decades([5.0, 20.0].into_iter())), ((0, 1), (0, 2)));
+        assert_eq!((power_of_ten(10), power_of_ten(-2)), ("10 G".to_owned(), "0.01".to_owned()));
+    }
+}

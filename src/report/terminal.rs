@@ -80,7 +80,8 @@ pub fn terminal(report: &Report, all: bool) -> String {
     text
 }
 
-fn table(header: &[&str]) -> Table {
+/// A table without lines.
+pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
     // Into a pipe, as wide as a terminal usually is.
@@ -91,7 +92,7 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// The table's lines; its cells are padded, which nobody wants at the end of a line.
-fn text_of(table: &Table) -> String {
+pub fn text_of(table: &Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 

@@ -1,4 +1,4 @@
-//! Documents that are made from the program itself: docs/passes.md, docs/cli.md and the two schemas.
+//! Documents that are made from the program itself: docs/passes.md, docs/cli.md and the schemas.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -195,6 +195,12 @@ fn the_schema_of_recipes() {
 fn the_schema_of_reports() {
     let schema = optix_pipeline::report::Report::json_schema();
     crate::generated::check("docs/report.schema.json", &schema_text(&schema));
+}
+
+#[test]
+fn the_schema_of_profiles() {
+    let schema = optix_pipeline::profile::ProfileReport::json_schema();
+    crate::generated::check("docs/profile.schema.json", &schema_text(&schema));
 }
 
 /// The blocks of shell commands in a document.

@@ -68,7 +68,13 @@ pub fn random_feeds(model: &Model, seed: u64) -> Result<Vec<(String, Tensor)>, O
     Ok(feeds)
 }
 
-fn random_tensor(dtype: DType, shape: Vec<usize>, count: usize, random: &mut ChaCha8Rng) -> Option<Tensor> {
+/// A tensor of `count` random elements, as [`random_feeds`] draws them; `None` for types it does not draw.
+pub fn random_tensor(
+    dtype: DType,
+    shape: Vec<usize>,
+    count: usize,
+    random: &mut ChaCha8Rng,
+) -> Option<Tensor> {
     let mut unit = || f64::from(random.next_u32()) / f64::from(u32::MAX) * 2.0 - 1.0;
     macro_rules! floats {
         ($convert:expr) => {

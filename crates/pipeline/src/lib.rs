@@ -9,6 +9,7 @@ mod context;
 pub mod naming;
 mod oracle;
 mod pass;
+pub mod profile;
 mod recipe;
 pub mod report;
 pub mod runner;

@@ -45,20 +45,25 @@ pub(crate) fn walk(
     place: Place<'_>,
     watch: Watch<'_>,
 ) -> Result<(), RuntimeError> {
-    for (item, frees) in route.items.iter().zip(&route.frees) {
-        match item {
-            Item::Step(number) => {
-                let step = &steps[*number];
-                for (slot, value) in step.run_in(values, place)? {
-                    watch(step, slot, &value)?;
-                    values[slot] = Some(value);
-                }
-            }
-            Item::Group(group) => {
-                let value = group.run(steps, values, place)?;
-                watch(group.last(steps), group.output, &value)?;
-                values[group.output] = Some(value);
-            }
+    for (number, (item, frees)) in route.items.iter().zip(&route.frees).enumerate() {
+        if let Some(recorder) = place.recorder {
+            recorder.enter();
+        }
+        let (last, outputs) = match item {
+            Item::Step(number) => (&steps[*number], steps[*number].run_in(values, place)?),
+            Item::Group(group) => (group.last(steps), vec![(group.output, group.run(steps, values, place)?)]),
+        };
+        if let Some(recorder) = place.recorder {
+            recorder
+                .leave(number, item, steps, values, &outputs, place.device)
+                .map_err(RuntimeError::Environment)?;
+        }
+        for (slot, value) in outputs {
+            watch(last, slot, &value)?;
+            values[slot] = Some(value);
+        }
+        if let Some(recorder) = place.recorder {
+            recorder.account(values);
         }
         for &slot in frees {
             values[slot] = None;

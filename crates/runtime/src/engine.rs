@@ -4,6 +4,7 @@ use optix_ir::{Model, Tensor, ValueId};
 use optix_ops::Datum;
 
 use crate::error::RuntimeError;
+use crate::profile::Times;
 
 /// How to load a model.
 #[derive(Clone, Debug)]
@@ -34,6 +35,18 @@ pub trait Engine: Send + Sync {
 
     /// What it computes on, for people: instruction set or device.
     fn device(&self) -> String;
+
+    /// Whether its kernels of quantized models compute with integers. Where they do not, a model with
+    /// QuantizeLinear and DequantizeLinear is emulated in floats: its results count, its time does not.
+    fn has_integer_kernels(&self) -> bool {
+        false
+    }
+
+    /// Whether threads of a session go on turning for a while after a run, waiting for the next one: another
+    /// session is then timed only once they rest.
+    fn keeps_spinning(&self) -> bool {
+        false
+    }
 
     /// Plans a model: kernels chosen, constants folded and packed.
     ///
@@ -87,6 +100,34 @@ pub trait Session: Send {
         feeds: &[(ValueId, Datum)],
         wanted: &[ValueId],
     ) -> Result<Vec<Datum>, RuntimeError>;
+
+    /// Computes the wanted values and drops them: what is timed. Nothing is copied for a caller.
+    ///
+    /// # Errors
+    /// As [`Session::run_with`].
+    fn execute(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
+        self.run_with(feeds, wanted, &mut |_, _| Ok(()))
+    }
+
+    /// The same with a clock around every step; [`Session::take_times`] tells what it saw.
+    ///
+    /// # Errors
+    /// As [`Session::run_with`], and when the engine has no such clock.
+    fn run_timed(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
+        let _ = (feeds, wanted);
+        Err(RuntimeError::Environment("this engine does not time its nodes".into()))
+    }
+
+    /// What the timed runs so far tell, forgotten by this call. `plain` is the median of the seconds that
+    /// [`Session::execute`] takes on the same feeds: by it, an engine whose clock is costly knows what to
+    /// take off.
+    ///
+    /// # Errors
+    /// When nothing was timed, or what an engine wrote about it cannot be read.
+    fn take_times(&mut self, plain: f64) -> Result<Times, RuntimeError> {
+        let _ = plain;
+        Err(RuntimeError::Environment("nothing was timed".into()))
+    }
 
     /// The inputs that must be fed (no default), with their names, in the model's order.
     fn required_inputs(&self) -> &[(ValueId, String)];

@@ -20,6 +20,7 @@ mod math;
 mod onnxruntime;
 mod oracle;
 mod plan;
+mod profile;
 mod session;
 mod step;
 
@@ -28,3 +29,4 @@ pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};
 pub use error::{RuntimeError, Unsupported};
 pub use onnxruntime::OnnxRuntime;
 pub use oracle::EngineOracle;
+pub use profile::{NodeFacts, Ran, Roofline, StepFacts, StepTimes, Times, roofline};

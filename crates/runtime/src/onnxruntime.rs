@@ -4,17 +4,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Instant;
 
-use optix_ir::{DType, Model, Tensor, ValueId, ValueInfo};
+use optix_ir::{DType, Model, ModelBuilder, Tensor, ValueId, ValueInfo};
 use optix_ops::Datum;
 use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{SessionInputValue, SessionInputs};
+use ort::session::{SessionInputValue, SessionInputs, SessionOutputs};
 use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 
 use crate::engine::{Engine, LoadOptions, Session, Visit};
 use crate::error::RuntimeError;
 use crate::guard::guarded;
+use crate::profile::Times;
+use crate::profile::library::{Overhead, Profile};
 
 /// Name of the engine.
 const NAME: &str = "onnxruntime";
@@ -180,6 +183,14 @@ impl Engine for OnnxRuntime {
         format!("on the processor, {}", self.library.path.display())
     }
 
+    fn has_integer_kernels(&self) -> bool {
+        true
+    }
+
+    fn keeps_spinning(&self) -> bool {
+        true
+    }
+
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
         let graph = model.graph(model.main());
         let inputs: Vec<(ValueId, String)> = graph
@@ -196,6 +207,7 @@ impl Engine for OnnxRuntime {
             inputs,
             required,
             loaded: None,
+            profiled: None,
         };
         // What the library refuses is refused now, not in the first run.
         let outputs: Vec<ValueId> = graph.outputs().iter().map(|info| info.value).collect();
@@ -217,7 +229,22 @@ struct OrtSession {
     inputs: Vec<(ValueId, String)>,
     required: Vec<(ValueId, String)>,
     loaded: Option<Loaded>,
+    profiled: Option<Profiled>,
 }
+
+/// A second session of the same model, which writes a profile.
+struct Profiled {
+    loaded: Loaded,
+    /// Where the profile goes.
+    folder: tempfile::TempDir,
+    /// The model as it was handed over: every node has a name.
+    model: Model,
+    /// Seconds of each run.
+    runs: Vec<f64>,
+}
+
+/// Profiled runs whose figures do not count: the first one allocates.
+const WARM_UP: usize = 1;
 
 fn refused(what: impl std::fmt::Display) -> RuntimeError {
     RuntimeError::Refused { engine: NAME.into(), what: what.to_string() }
@@ -229,7 +256,7 @@ impl OrtSession {
         let fits = |loaded: &Loaded| wanted.iter().all(|value| loaded.wanted.contains(value));
         if !self.loaded.as_ref().is_some_and(fits) {
             self.loaded = None;
-            let session = self.open(wanted)?;
+            let session = self.open(&self.with_outputs(wanted)?, None)?;
             self.loaded = Some(Loaded { wanted: wanted.to_vec(), session });
         }
         match &mut self.loaded {
@@ -238,7 +265,8 @@ impl OrtSession {
         }
     }
 
-    fn open(&self, wanted: &[ValueId]) -> Result<ort::session::Session, RuntimeError> {
+    /// The model with all wanted values among its outputs.
+    fn with_outputs(&self, wanted: &[ValueId]) -> Result<Model, RuntimeError> {
         let mut model = self.model.clone();
         let main = model.main();
         for &value in wanted {
@@ -252,17 +280,119 @@ impl OrtSession {
                 model.add_output(main, ValueInfo::new(value, ty));
             }
         }
-        let bytes = optix_io::onnx_bytes(&model).map_err(refused)?;
+        Ok(model)
+    }
+
+    /// A session of a model; with a path, one that writes a profile there.
+    fn open(&self, model: &Model, profile: Option<&Path>) -> Result<ort::session::Session, RuntimeError> {
+        let bytes = optix_io::onnx_bytes(model).map_err(refused)?;
         let mut builder = ort::session::Session::builder(&self.environment)
             .and_then(|builder| {
-                Ok(builder
+                let builder = builder
                     .with_optimization_level(GraphOptimizationLevel::All)?
                     .with_intra_threads(self.threads)?
-                    .with_log_level(ort::logging::LogLevel::Fatal)?)
+                    .with_log_level(ort::logging::LogLevel::Fatal)?;
+                Ok(match profile {
+                    Some(path) => builder.with_profiling(path)?,
+                    None => builder,
+                })
             })
             .map_err(refused)?;
         builder.commit_from_memory(&bytes).map_err(refused)
     }
+
+    /// The feeds as the library takes them, by name.
+    fn named<'f>(
+        &self,
+        feeds: &'f [(ValueId, Tensor)],
+        kept: &'f mut [Kept],
+    ) -> Result<SessionInputs<'f, 'f, 0>, RuntimeError> {
+        let mut named = Vec::with_capacity(feeds.len());
+        for ((value, tensor), kept) in feeds.iter().zip(kept) {
+            let Some((_, name)) = self.inputs.iter().find(|(input, _)| input == value) else {
+                let what = "is not an input of the model".into();
+                return Err(RuntimeError::Feed { input: format!("{value:?}"), what });
+            };
+            named.push((name.clone().into(), feed(name, tensor, kept)?));
+        }
+        for (value, name) in &self.required {
+            if !feeds.iter().any(|(fed, _)| fed == value) {
+                return Err(RuntimeError::Feed { input: name.clone(), what: "is not fed".into() });
+            }
+        }
+        Ok(SessionInputs::ValueMap(named))
+    }
+
+    /// Opens the session that writes a profile.
+    fn profiled(&self, wanted: &[ValueId]) -> Result<Profiled, RuntimeError> {
+        let mut model = self.with_outputs(wanted)?;
+        // By its name a kernel is found again.
+        let nameless: Vec<_> = model.walk().filter(|&id| model.node(id).name.is_empty()).collect();
+        for id in nameless {
+            let label = model.describe(id);
+            model.node_mut(id).name = label;
+        }
+        let no_folder =
+            |error| RuntimeError::Environment(format!("no temporary folder for the profile: {error}"));
+        let folder = tempfile::tempdir().map_err(no_folder)?;
+        let session = self.open(&model, Some(&folder.path().join("profile")))?;
+        Ok(Profiled { loaded: Loaded { wanted: wanted.to_vec(), session }, folder, model, runs: Vec::new() })
+    }
+
+    /// What share of the time that profiling adds for a kernel falls inside the duration it reports, found
+    /// on a chain of kernels with next to nothing to do.
+    fn share_inside(&self) -> Result<f64, RuntimeError> {
+        const LENGTH: usize = 64;
+        const RUNS: usize = 40;
+        let name = |index: usize| if index == 0 { "x".to_owned() } else { format!("v{index}") };
+        let mut builder = ModelBuilder::new(17).input("x", "float[1]");
+        for index in 0..LENGTH {
+            let op = if index % 2 == 0 { "Sin" } else { "Exp" };
+            builder = builder.node(op, [name(index).as_str()], [name(index + 1).as_str()]);
+        }
+        let model = builder.output(&name(LENGTH), "float[1]").build();
+        let graph = model.graph(model.main());
+        let inputs = vec![(graph.inputs()[0].value, "x".to_owned())];
+        let wanted: Vec<ValueId> = graph.outputs().iter().map(|info| info.value).collect();
+        let feeds = [(inputs[0].0, Tensor::from_vec(vec![1], vec![0.5f32]))];
+        let mut session = OrtSession {
+            environment: self.environment.clone(),
+            model: model.clone(),
+            threads: 1,
+            required: inputs.clone(),
+            inputs,
+            loaded: None,
+            profiled: None,
+        };
+        let mut plain = Vec::new();
+        for _ in 0..RUNS {
+            let start = Instant::now();
+            session.execute(&feeds, &wanted)?;
+            plain.push(start.elapsed().as_secs_f64());
+            session.run_timed(&feeds, &wanted)?;
+        }
+        let plain = median(&mut plain);
+        let Some((profile, mut runs)) = session.take_profile()? else { return Ok(0.5) };
+        let added = (median(&mut runs) - plain).max(0.0) / LENGTH as f64;
+        let reported = profile.typical().map_or(0.0, |(duration, _)| duration);
+        let inside = reported - plain / LENGTH as f64;
+        Ok(if added > 0.0 { (inside / added).clamp(0.0, 1.0) } else { 0.5 })
+    }
+
+    /// Ends profiling; what was written, and the seconds of the runs.
+    fn take_profile(&mut self) -> Result<Option<(Profile, Vec<f64>)>, RuntimeError> {
+        let Some(mut profiled) = self.profiled.take() else { return Ok(None) };
+        let path = profiled.loaded.session.end_profiling().map_err(refused)?;
+        let unreadable = |what: String| RuntimeError::Environment(format!("profile of {NAME}: {what}"));
+        let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
+        drop(profiled.folder);
+        Ok(Some((Profile::parse(&text).map_err(unreadable)?, profiled.runs)))
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Calls a macro with the element types that both sides know: ours, theirs, Rust's.
@@ -358,19 +488,7 @@ impl Session for OrtSession {
     ) -> Result<(), RuntimeError> {
         let name_of = |model: &Model, value: ValueId| model.value(value).name().to_owned();
         let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
-        let mut named: Vec<(String, SessionInputValue<'_>)> = Vec::with_capacity(feeds.len());
-        for ((value, tensor), kept) in feeds.iter().zip(&mut kept) {
-            let Some((_, name)) = self.inputs.iter().find(|(input, _)| input == value) else {
-                let what = "is not an input of the model".into();
-                return Err(RuntimeError::Feed { input: format!("{value:?}"), what });
-            };
-            named.push((name.clone(), feed(name, tensor, kept)?));
-        }
-        for (value, name) in &self.required {
-            if !feeds.iter().any(|(fed, _)| fed == value) {
-                return Err(RuntimeError::Feed { input: name.clone(), what: "is not fed".into() });
-            }
-        }
+        let named = self.named(feeds, &mut kept)?;
         // Inputs and constants are known here; only what nodes compute comes from the library.
         let mut computed = Vec::new();
         for &value in wanted {
@@ -381,8 +499,7 @@ impl Session for OrtSession {
             }
         }
         let session = self.prepare(wanted)?;
-        let inputs = named.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let outputs = session.run(SessionInputs::<0>::ValueMap(inputs)).map_err(refused)?;
+        let outputs = session.run(named).map_err(refused)?;
         for (value, name) in computed {
             let missing = || RuntimeError::UnknownValue(name.clone());
             visit(value, &fetch(&name, outputs.get(&name).ok_or_else(missing)?)?)?;
@@ -404,6 +521,43 @@ impl Session for OrtSession {
             tensors.push((*value, tensor.clone()));
         }
         Ok(self.run(&tensors, wanted)?.into_iter().map(Datum::Tensor).collect())
+    }
+
+    fn execute(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
+        let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
+        let named = self.named(feeds, &mut kept)?;
+        let outputs: SessionOutputs<'_> = self.prepare(wanted)?.run(named).map_err(refused)?;
+        drop(outputs);
+        Ok(())
+    }
+
+    fn run_timed(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
+        if self.profiled.as_ref().is_none_or(|profiled| profiled.loaded.wanted != wanted) {
+            self.profiled = Some(self.profiled(wanted)?);
+        }
+        let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
+        let named = self.named(feeds, &mut kept)?;
+        if let Some(profiled) = &mut self.profiled {
+            let start = Instant::now();
+            drop(profiled.loaded.session.run(named).map_err(refused)?);
+            profiled.runs.push(start.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    fn take_times(&mut self, plain: f64) -> Result<Times, RuntimeError> {
+        let model = self.profiled.as_ref().map(|profiled| profiled.model.clone());
+        let nothing = || RuntimeError::Environment("nothing was timed".into());
+        let model = model.ok_or_else(nothing)?;
+        let (profile, runs) = self.take_profile()?.ok_or_else(nothing)?;
+        let runs = runs.get(WARM_UP..).unwrap_or_default().to_vec();
+        let kernels = profile.typical().map_or(1.0, |(_, each)| each.max(1.0));
+        let added = (median(&mut runs.clone()) - plain).max(0.0) / kernels;
+        let inside = added * self.share_inside()?;
+        let mut times = profile.times(&model, WARM_UP, Overhead { inside, around: added - inside });
+        times.runs = runs;
+        times.constants = Some(model.tensor_bytes());
+        Ok(times)
     }
 
     fn required_inputs(&self) -> &[(ValueId, String)] {

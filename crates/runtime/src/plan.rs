@@ -14,6 +14,7 @@ use crate::fuse::{Terrain, arrange};
 use crate::guard::guarded;
 use crate::kernels::{self, Make, Setup};
 use crate::math::threads;
+use crate::profile::NodeFacts;
 use crate::step::{Chosen, Step};
 
 /// Where a value lives in a run: an index into its table of values.
@@ -31,6 +32,8 @@ pub(crate) struct Plan {
     slots: HashMap<ValueId, Slot>,
     /// Number of slots.
     pub slot_count: usize,
+    /// Nodes computed when the plan was made.
+    pub folded: Vec<NodeFacts>,
 }
 
 /// An input of the model.
@@ -83,6 +86,7 @@ impl Plan {
             steps_left: MOST_STEPS,
             fuse: options.fuse,
             scopes: 0,
+            folded: Vec::new(),
         };
         let mut inputs = Vec::new();
         for input in graph.inputs() {
@@ -112,7 +116,7 @@ impl Plan {
         let main = |value: ValueId| model.value(value).graph() == model.main();
         let slots = builder.slots.into_iter().filter(|((scope, value), _)| *scope == 0 && main(*value));
         let slots = slots.map(|((_, value), slot)| (value, slot)).collect();
-        Ok(Plan { steps, inputs, constants, slots, slot_count })
+        Ok(Plan { steps, inputs, constants, slots, slot_count, folded: builder.folded })
     }
 
     /// The slot of a value.
@@ -139,6 +143,8 @@ struct Builder<'a> {
     fuse: bool,
     /// Number of the last scope.
     scopes: usize,
+    /// Nodes computed already.
+    folded: Vec<NodeFacts>,
 }
 
 /// Where nodes are planned: the main graph and what is within it, or one call of a local function. The
@@ -185,6 +191,7 @@ impl Builder<'_> {
                         self.set_constant(*slot, tensor);
                     }
                 }
+                self.folded.push(step.facts());
             } else {
                 steps.push(step);
             }
@@ -347,6 +354,7 @@ impl Builder<'_> {
             reference: reference.map(|spec| spec.run),
             datum,
             device,
+            ran: Default::default(),
         })
     }
 

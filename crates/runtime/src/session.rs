@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use optix_ir::{Tensor, Type, ValueId};
 use optix_ops::Datum;
@@ -13,6 +14,8 @@ use crate::error::RuntimeError;
 use crate::fuse::{Item, Route, Terrain, arrange};
 use crate::kernels::buffers::Buffers;
 use crate::plan::{Input, Plan, Slot};
+use crate::profile::Times;
+use crate::profile::recorder::Recorder;
 use crate::step::{Place, Step};
 
 /// A loaded model.
@@ -29,6 +32,10 @@ pub(crate) struct PlanSession {
     fuse: bool,
     /// Steps that turned out not to fit a chain.
     cuts: BTreeSet<usize>,
+    /// What timed runs have seen.
+    recorder: Option<Recorder>,
+    /// Seconds of each timed run.
+    timed: Vec<f64>,
 }
 
 /// What a run for certain wanted values does.
@@ -59,8 +66,18 @@ impl PlanSession {
             .filter(|input| !input.has_default)
             .map(|input| (input.value, input.name.clone()))
             .collect();
-        let (buffers, cuts) = (Arc::default(), BTreeSet::new());
-        PlanSession { plan, pool, device, required, schedule: None, buffers, fuse, cuts }
+        PlanSession {
+            plan,
+            pool,
+            device,
+            required,
+            schedule: None,
+            buffers: Arc::default(),
+            fuse,
+            cuts: BTreeSet::new(),
+            recorder: None,
+            timed: Vec::new(),
+        }
     }
 
     fn schedule(&mut self, wanted: &[ValueId]) -> Result<Arc<Schedule>, RuntimeError> {
@@ -140,6 +157,7 @@ impl PlanSession {
         &mut self,
         feeds: impl IntoIterator<Item = (ValueId, RtValue)>,
         wanted: &[ValueId],
+        recorder: Option<&Recorder>,
         see: See<'_>,
     ) -> Result<(), RuntimeError> {
         let schedule = self.schedule(wanted)?;
@@ -176,7 +194,12 @@ impl PlanSession {
                 see(value, None, held)?;
             }
         }
-        let place = Place { pool: self.pool.as_ref(), device: self.device.as_ref(), buffers: &self.buffers };
+        let place = Place {
+            pool: self.pool.as_ref(),
+            device: self.device.as_ref(),
+            buffers: &self.buffers,
+            recorder,
+        };
         let mut watch = |step: &Step, slot: Slot, value: &RtValue| match schedule.visits[slot] {
             Some(id) => see(id, Some(step), value),
             None => Ok(()),
@@ -217,7 +240,7 @@ impl Session for PlanSession {
         visit: Visit<'_>,
     ) -> Result<(), RuntimeError> {
         let feeds = feeds.iter().map(|(value, tensor)| (*value, RtValue::Host(tensor.clone())));
-        self.run_values(feeds, wanted, &mut |id, step, value| match (value, step) {
+        self.run_values(feeds, wanted, None, &mut |id, step, value| match (value, step) {
             (RtValue::Datum(datum), _) => {
                 let label = step.map_or_else(|| "an input".to_owned(), |step| step.label.clone());
                 Err(RuntimeError::NotATensor { node: label, kind: datum.kind() })
@@ -234,7 +257,7 @@ impl Session for PlanSession {
     ) -> Result<Vec<Datum>, RuntimeError> {
         let mut found: Vec<Option<Datum>> = vec![None; wanted.len()];
         let feeds = feeds.iter().map(|(value, datum)| (*value, RtValue::from(datum.clone())));
-        self.run_values(feeds, wanted, &mut |id, step, value| {
+        self.run_values(feeds, wanted, None, &mut |id, step, value| {
             let datum = value.to_datum().map_err(|source| RuntimeError::Node {
                 node: step.map_or_else(|| "an input".to_owned(), |step| step.label.clone()),
                 source,
@@ -246,6 +269,43 @@ impl Session for PlanSession {
         })?;
         let missing = || RuntimeError::Environment("the engine did not compute a wanted value".into());
         found.into_iter().map(|datum| datum.ok_or_else(missing)).collect()
+    }
+
+    fn run_timed(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
+        /// Schedules that may turn out not to fit before one does.
+        const TRIES: usize = 8;
+        let feeds: Vec<(ValueId, RtValue)> =
+            feeds.iter().map(|(value, tensor)| (*value, RtValue::Host(tensor.clone()))).collect();
+        let mut recorder = self.recorder.take().unwrap_or_default();
+        for _ in 0..TRIES {
+            // Steps are known by their place in the schedule, which must be the one of the timed runs.
+            if recorder.has_accounts() && self.schedule.is_some() {
+                break;
+            }
+            recorder = Recorder::default();
+            recorder.start();
+            self.run_values(feeds.clone(), wanted, Some(&recorder), &mut |_, _, _| Ok(()))?;
+        }
+        let start = Instant::now();
+        recorder.start();
+        self.run_values(feeds, wanted, Some(&recorder), &mut |_, _, _| Ok(()))?;
+        self.timed.push(start.elapsed().as_secs_f64());
+        self.recorder = Some(recorder);
+        Ok(())
+    }
+
+    fn take_times(&mut self, _plain: f64) -> Result<Times, RuntimeError> {
+        let nothing = || RuntimeError::Environment("nothing was timed".into());
+        let (steps, peak) = self.recorder.take().ok_or_else(nothing)?.into_times();
+        let constants = self.plan.constants.iter().filter_map(|(_, value)| value.host());
+        Ok(Times {
+            steps,
+            folded: self.plan.folded.clone(),
+            runs: std::mem::take(&mut self.timed),
+            activations: Some(peak),
+            constants: Some(constants.map(|tensor| tensor.bytes().len() as u64).sum()),
+            clock: 0.0,
+        })
     }
 
     fn required_inputs(&self) -> &[(ValueId, String)] {

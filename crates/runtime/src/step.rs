@@ -1,6 +1,7 @@
 //! One node of a plan: its kernels, and how they are run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use optix_ir::{Node, Tensor, ValueId};
 use optix_ops::{Call, Datum, DatumCall, DatumKernel, Kernel, OpError};
@@ -14,6 +15,8 @@ use crate::kernels::job::{Applied, Chain, Job};
 use crate::kernels::{Fast, Prepared};
 use crate::math::threads;
 use crate::plan::Slot;
+use crate::profile::recorder::Recorder;
+use crate::profile::{NodeFacts, Ran};
 
 /// One node, ready to run.
 pub(crate) struct Step {
@@ -33,6 +36,8 @@ pub(crate) struct Step {
     pub reference: Option<Kernel>,
     pub datum: Option<DatumKernel>,
     pub device: Option<DeviceKernel>,
+    /// What computed it last: the number of a [`Ran`].
+    pub ran: AtomicU8,
 }
 
 /// Where and with what steps are run.
@@ -44,6 +49,8 @@ pub(crate) struct Place<'a> {
     pub device: Option<&'a Device>,
     /// Where host kernels' results get their memory.
     pub buffers: &'a Arc<Buffers>,
+    /// Who times the steps, in a timed run.
+    pub recorder: Option<&'a Recorder>,
 }
 
 /// The fast kernel of a step.
@@ -56,6 +63,26 @@ impl Step {
     /// Every slot it reads: its inputs, and what its bodies capture.
     pub(crate) fn reads(&self) -> impl Iterator<Item = Slot> {
         self.inputs.iter().flatten().chain(&self.captures).copied()
+    }
+
+    /// What computed the step when it was last run.
+    pub(crate) fn ran(&self) -> Ran {
+        if self.control.is_some() {
+            return Ran::Body;
+        }
+        let last = self.ran.load(Ordering::Relaxed);
+        [Ran::Fast, Ran::Device].into_iter().find(|ran| *ran as u8 == last).unwrap_or(Ran::Reference)
+    }
+
+    /// The node that it computes.
+    pub(crate) fn facts(&self) -> NodeFacts {
+        let name = if self.node.name.is_empty() { self.label.clone() } else { self.node.name.clone() };
+        let (op_type, domain) = (self.node.op_type.clone(), self.node.domain().to_owned());
+        NodeFacts { name, op_type, domain }
+    }
+
+    fn note(&self, ran: Ran) {
+        self.ran.store(ran as u8, Ordering::Relaxed);
     }
 
     /// Computes the step on values that are not all tensors.
@@ -91,6 +118,7 @@ impl Step {
             Some(Chosen::Prepared(kernel)) => kernel.run(&job)?,
             None => None,
         };
+        self.note(if fast.is_some() { Ran::Fast } else { Ran::Reference });
         match (fast, self.reference) {
             (Some(outputs), _) => Ok((outputs, job.applied())),
             (None, Some(run)) => Ok((run(&call)?, Applied::No)),
@@ -125,6 +153,7 @@ impl Step {
         self.place(inputs, pool, || {
             let job = Job::new(Call::new(&self.node, self.opset, inputs), buffers, chain);
             let outputs = kernel(&job)?.unwrap_or_default();
+            self.note(Ran::Fast);
             Ok(outputs.into_iter().next().map(|output| (output, job.applied())))
         })
     }
@@ -169,11 +198,13 @@ impl Step {
     ) -> Result<Vec<RtValue>, RuntimeError> {
         let no_tensors = inputs.iter().flatten().any(|value| matches!(value, RtValue::Datum(_)));
         if let Some(run) = self.datum.filter(|_| no_tensors || self.reference.is_none()) {
+            self.note(Ran::Reference);
             return self.run_datum(inputs, run);
         }
         if let (Some(device), Some(kernel)) = (place.device, self.device) {
             let call = DeviceCall { node: &self.node, inputs, device };
             if let Some(output) = self.name_errors(guarded(|| Ok(kernel(&call))))? {
+                self.note(Ran::Device);
                 return Ok(vec![RtValue::Device(output)]);
             }
         }

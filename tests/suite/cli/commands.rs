@@ -84,6 +84,8 @@ fn names_from_a_model_do_not_reach_the_terminal_raw() {
         "inspect hostile.onnx --json",
         "run clean hostile.onnx -o out.onnx --print-after all -v --report out.html --report out.md",
         "compare hostile.onnx hostile.onnx --data fixtures/data/fmnist-eval.toml",
+        "profile hostile.onnx --engine cpu --runs 6 -v --report p.html --report p.md --trace p.json",
+        "profile hostile.onnx --engine cpu --runs 6 --json",
     ];
     for line in commands {
         let run = place.run(line);
@@ -91,7 +93,7 @@ fn names_from_a_model_do_not_reach_the_terminal_raw() {
             assert!(!text.contains(['\u{1b}', '\u{202e}']), "{line}\n{text:?}");
         }
     }
-    for report in ["out.html", "out.md"] {
+    for report in ["out.html", "out.md", "p.html", "p.md", "p.json"] {
         assert!(!place.text(report).contains(['\u{1b}', '\u{202e}']), "{report}");
     }
 }

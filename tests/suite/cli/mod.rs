@@ -2,6 +2,7 @@
 
 mod commands;
 mod data;
+mod profile;
 mod reports;
 mod runs;
 

@@ -19,6 +19,11 @@ impl Group {
         &steps[self.members[self.members.len() - 1]]
     }
 
+    /// Whether it computes a normalization in place of the nodes that write it out.
+    pub(crate) fn is_norm(&self) -> bool {
+        matches!(self.root, Root::Norm(_))
+    }
+
     /// The step at which the chain has to be cut: an operand of it did not fit.
     pub(crate) fn misfit(&self) -> Option<usize> {
         self.misfit.load(Ordering::Relaxed).checked_sub(1)
