@@ -84,6 +84,13 @@ pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
     Ok(EngineOracle::new(engine, options))
 }
 
+/// Says what of the runs a user should know: nodes that ran beside the device, batches that did not fit.
+pub fn remarks(global: &Global, oracle: &EngineOracle) {
+    if !global.quiet {
+        oracle.remarks().iter().for_each(|remark| crate::screen::note(&format!("note: {remark}")));
+    }
+}
+
 /// Opens data.
 pub fn dataset(global: &Global, path: &Path, samples: Option<u64>) -> anyhow::Result<Dataset> {
     let Some(text) = path.to_str() else { bail!("{}: the path of data must be UTF-8", path.display()) };
