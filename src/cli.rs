@@ -275,7 +275,11 @@ pub enum Command {
         name: Option<String>,
     },
     /// List the engines and whether they can be used here.
-    Engines,
+    Engines {
+        /// Print one JSON document, with every folder where a library was looked for.
+        #[arg(long)]
+        json: bool,
+    },
     /// Explain an error code.
     Explain {
         /// Such as OX-M001; without one, all are listed.

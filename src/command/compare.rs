@@ -82,6 +82,7 @@ pub fn compare(
             Ok(())
         })?;
     }
+    setup::remarks(global, &oracle);
     let rows: Vec<(&str, &Distance)> = pairs
         .iter()
         .zip(&distances)

@@ -32,6 +32,7 @@ pub fn eval(
         let evaluation =
             evaluation::evaluate(&mut oracle, &other.model, &loaded.model, &dataset, metric, &bars)?;
         bars.finish();
+        setup::remarks(global, &oracle);
         if as_json {
             let document = json!({
                 "schema": "optix-eval/1", "model": model.display().to_string(), "vs": vs.display().to_string(),
@@ -74,6 +75,7 @@ pub fn eval(
     })?;
     drop(batches);
     bars.finish();
+    setup::remarks(global, &oracle);
     for (tensor, labels) in scores.iter().zip(labels) {
         let Some(labels) = labels else { bail!("{}: some samples have no labels", data.display()) };
         let classes = check_labels(&labels, tensor.shape().get(1).copied().unwrap_or(0))?;

@@ -59,6 +59,7 @@ pub fn infer(
         Ok(())
     })?;
     bars.finish();
+    setup::remarks(global, &oracle);
     let notes = writer.finish()?;
     notes.iter().for_each(|text| screen::note(&format!("note: {text}")));
     if global.quiet {

@@ -62,7 +62,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Data { command } => data::data(global, command),
         Command::Passes { name } => passes::passes(name.as_deref()),
         Command::Recipes { name } => recipes::recipes(name.as_deref()),
-        Command::Engines => engines::engines(&cli.global),
+        Command::Engines { json } => engines::engines(&cli.global, *json),
         Command::Explain { code } => explain::explain(code.as_deref()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -238,6 +238,7 @@ pub fn run_recipe(
             Some(evaluation)
         }
     };
+    setup::remarks(global, &oracle);
     let overlap = match (&calibration, &evaluation_data) {
         (Some(calibration), Some((_, dataset))) => {
             let shared = optix_data::overlap(calibration.dataset.hashes()?, dataset.hashes()?)?;

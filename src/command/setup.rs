@@ -71,6 +71,13 @@ pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
     Ok(EngineOracle::new(engine, options))
 }
 
+/// Says what of the runs a user should know: nodes that ran beside the device, batches that did not fit.
+pub fn remarks(global: &Global, oracle: &EngineOracle) {
+    if !global.quiet {
+        oracle.remarks().iter().for_each(|remark| crate::screen::note(&format!("note: {remark}")));
+    }
+}
+
 /// The engine of that name.
 pub fn engine_named(global: &Global, name: &str) -> anyhow::Result<Box<dyn Engine>> {
     match optix_runtime::engine(name, global.ort_lib.as_deref()) {

@@ -3,7 +3,6 @@
 //! `fixtures/node/README.md`.
 
 use std::io::Read;
-use std::path::Path;
 
 use bytes::Bytes;
 
@@ -47,7 +46,7 @@ pub fn load() -> Vec<Case> {
 
 /// The cases of an archive, sorted by name.
 pub fn load_from(archive: &str) -> Vec<Case> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(archive);
+    let path = crate::program::root().join(archive);
     let file = std::fs::File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).expect("the archive is whole");

@@ -184,7 +184,7 @@ fn check_below(folder: &Path) {
     eprintln!("{checked} models checked; not run by the engine: {}\n{}", skipped.len(), skipped.join("\n"));
 }
 
-fn collect(folder: &Path, models: &mut Vec<PathBuf>) {
+pub fn collect(folder: &Path, models: &mut Vec<PathBuf>) {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     for entry in entries {
         let path = entry.expect("the folder can be listed").path();

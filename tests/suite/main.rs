@@ -12,6 +12,7 @@ mod generated;
 mod hostile;
 mod models;
 mod mutations;
+mod numerics;
 mod program;
 mod random;
 mod recipes;

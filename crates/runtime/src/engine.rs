@@ -3,6 +3,7 @@
 use optix_ir::{Model, Tensor, ValueId};
 use optix_ops::Datum;
 
+use crate::device::Placement;
 use crate::error::RuntimeError;
 use crate::profile::Times;
 
@@ -131,4 +132,10 @@ pub trait Session: Send {
 
     /// The inputs that must be fed (no default), with their names, in the model's order.
     fn required_inputs(&self) -> &[(ValueId, String)];
+
+    /// Where the nodes of all runs so far were computed; `None` for engines without a device beside the
+    /// host.
+    fn placement(&self) -> Option<Placement> {
+        None
+    }
 }

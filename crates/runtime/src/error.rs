@@ -75,6 +75,16 @@ pub enum RuntimeError {
         /// What the panic said.
         what: String,
     },
+    /// There is no memory for a node's values, on the device or beside it.
+    #[error(
+        "node {node}: memory ran out: {what}; feed fewer samples at once, smaller inputs, or use `--engine cpu`"
+    )]
+    OutOfMemory {
+        /// The node.
+        node: String,
+        /// What was asked for, as far as that is known.
+        what: String,
+    },
     /// The machine is at fault: threads, memory, a device.
     #[error("{0}")]
     Environment(String),

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use optix_ir::{DType, Model, ModelBuilder, Tensor, ValueId, ValueInfo};
 use optix_ops::Datum;
+use ort::LoadDynamicError;
 use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{SessionInputValue, SessionInputs, SessionOutputs};
@@ -21,6 +22,9 @@ use crate::profile::library::{Overhead, Profile};
 
 /// Name of the engine.
 const NAME: &str = "onnxruntime";
+
+/// Minor version of the oldest library that works.
+const OLDEST: u32 = ort::MINOR_VERSION;
 
 /// The library this process has loaded; there can be only one.
 static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
@@ -58,13 +62,23 @@ impl OnnxRuntime {
                 }
             }
             Err(match refused.is_empty() {
-                true => "no libonnxruntime was found: give its path with --ort-lib or ORT_DYLIB_PATH, or \
-                         `pip install onnxruntime`"
-                    .to_owned(),
+                true => format!(
+                    "no libonnxruntime was found in {} folders (`optix engines --json` lists them): give its \
+                     path with --ort-lib or ORT_DYLIB_PATH, or `pip install onnxruntime`",
+                    folders().len()
+                ),
                 false => refused.join("; "),
             })
         });
         library.clone().map(|library| OnnxRuntime { library })
+    }
+
+    /// Where the library is looked for: the one file that is named, or else these folders.
+    pub fn looked_in(given: Option<&Path>) -> Vec<PathBuf> {
+        match given.map(Path::to_owned).or_else(named_by_environment) {
+            Some(path) => vec![path],
+            None => folders(),
+        }
     }
 
     /// The shared library.
@@ -82,13 +96,56 @@ fn load(path: &Path) -> Result<Library, String> {
         return Err("there is no such file".into());
     }
     let path = path.canonicalize().map_err(|error| error.to_string())?;
+    check_format(&path)?;
     // The binding panics on libraries it cannot use.
     let environment = guarded(|| {
-        let builder = ort::init_from(&path).map_err(|error| error.to_string())?;
+        let builder = ort::init_from(&path).map_err(|error| match error {
+            LoadDynamicError::Dlopen { error, .. } => format!("it cannot be loaded: {error}"),
+            LoadDynamicError::MissingApi { .. } => "it is no onnxruntime: it has no OrtGetApiBase".to_owned(),
+            LoadDynamicError::BadVersion { version_str, .. } => {
+                format!("it is onnxruntime {version_str}, and at least 1.{OLDEST} is needed")
+            }
+            other => other.to_string(),
+        })?;
         builder.with_name("optix").with_telemetry(false).build().map_err(|error| error.to_string())
     });
     let environment = environment.and_then(|result| result)?;
     Ok(Library { version: version(&path), path, environment })
+}
+
+/// Machines that shared libraries are made for, by `e_machine` of the ELF header
+/// (<https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html>).
+const MACHINES: &[(u16, &str)] = &[
+    (3, "x86"),
+    (40, "arm"),
+    (62, "x86_64"),
+    (183, "aarch64"),
+    (243, "riscv64"),
+    (22, "s390x"),
+    (21, "powerpc64"),
+];
+
+/// Says what is wrong with a file in words that the loader has not: no library at all, or one for another
+/// machine. Only files in the format of Linux are looked into.
+fn check_format(path: &Path) -> Result<(), String> {
+    use std::io::Read;
+
+    if !cfg!(target_os = "linux") {
+        return Ok(());
+    }
+    let mut header = [0u8; 20];
+    std::fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut header))
+        .map_err(|error| format!("it is no shared library: {error}"))?;
+    if &header[..4] != b"\x7fELF" {
+        return Err("it is no shared library of Linux (an ELF file)".into());
+    }
+    let machine = u16::from_le_bytes([header[18], header[19]]);
+    let name = MACHINES.iter().find(|(code, _)| *code == machine).map_or("another machine", |(_, name)| name);
+    if name == std::env::consts::ARCH {
+        return Ok(());
+    }
+    Err(format!("it is built for {name}, this machine is {}: use one built for this", std::env::consts::ARCH))
 }
 
 /// The version in the library's file name, or in the folder of metadata beside a wheel's.
@@ -109,8 +166,8 @@ fn version(path: &Path) -> String {
     found.unwrap_or_else(|| "of an unknown version".into())
 }
 
-/// Libraries in the usual places, in the order they are tried.
-fn candidates() -> Vec<PathBuf> {
+/// The folders that are looked in, in order.
+fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     if let Some(paths) = std::env::var_os("LD_LIBRARY_PATH") {
         folders.extend(std::env::split_paths(&paths));
@@ -148,8 +205,16 @@ fn candidates() -> Vec<PathBuf> {
             }
         }
     }
+    folders.retain(|folder| !folder.as_os_str().is_empty());
+    let mut seen = std::collections::HashSet::new();
+    folders.retain(|folder| seen.insert(folder.clone()));
+    folders
+}
+
+/// Libraries in the usual places, in the order they are tried.
+fn candidates() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = Vec::new();
-    for folder in folders {
+    for folder in folders() {
         let mut here: Vec<PathBuf> = std::fs::read_dir(&folder)
             .into_iter()
             .flatten()

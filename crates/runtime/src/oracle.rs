@@ -1,22 +1,46 @@
 //! What passes may ask of an engine, answered by [`Engine`]s.
 
 use optix_ir::{Model, Tensor, ValueId};
-use optix_ops::OpError;
 use optix_pipeline::{Batches, Oracle, OracleError, PairVisitor, Visitor};
 
+use crate::device::Placement;
 use crate::engine::{Engine, LoadOptions, Session};
 use crate::error::RuntimeError;
+use crate::parts::AtOnce;
 
 /// An engine as passes see it.
 pub struct EngineOracle {
     engine: Box<dyn Engine>,
     options: LoadOptions,
+    at_once: AtOnce,
+    placement: Option<Placement>,
 }
 
 impl EngineOracle {
     /// An oracle over an engine; models are loaded with `options`.
     pub fn new(engine: Box<dyn Engine>, options: LoadOptions) -> EngineOracle {
-        EngineOracle { engine, options }
+        EngineOracle { engine, options, at_once: AtOnce::default(), placement: None }
+    }
+
+    /// What a user should know of the runs so far: nodes that ran beside the device, batches that did not
+    /// fit.
+    pub fn remarks(&self) -> Vec<String> {
+        let placement = self.placement.as_ref().map(|placement| {
+            let device = self.engine.device();
+            format!("engine {} ({device}): {placement}", self.engine.name())
+        });
+        placement.into_iter().chain(self.at_once.remark()).collect()
+    }
+
+    /// Where the nodes ran so far; `None` for engines without a device beside the host.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
+
+    fn note(&mut self, session: &dyn Session) {
+        if let Some(ran) = session.placement() {
+            self.placement.get_or_insert_default().add(&ran);
+        }
     }
 
     /// A session of a model, and the ids of its outputs.
@@ -33,12 +57,10 @@ impl From<RuntimeError> for OracleError {
             RuntimeError::Unsupported { engine, nodes } => {
                 OracleError::Unsupported { engine, nodes: nodes.iter().map(ToString::to_string).collect() }
             }
-            RuntimeError::Node { node, source: source @ OpError::NoMemory { .. } } => {
-                OracleError::Environment(format!("node {node}: {source}"))
-            }
             RuntimeError::Node { node, source } => OracleError::Node { node, what: source.to_string() },
             RuntimeError::Internal { node, what } => OracleError::Internal { node, what },
             RuntimeError::Environment(what) => OracleError::Environment(what),
+            error @ RuntimeError::OutOfMemory { .. } => OracleError::Environment(error.to_string()),
             error @ (RuntimeError::Feed { .. }
             | RuntimeError::UnknownValue(_)
             | RuntimeError::Refused { .. }
@@ -87,25 +109,29 @@ impl Oracle for EngineOracle {
             let feeds = by_value(model, &batch.feeds)?;
             // The visitor's own error is kept aside and handed back unchanged.
             let mut refused = None;
-            let result = session.run_with(&feeds, wanted, &mut |value, tensor| {
+            let run = &mut |value: ValueId, tensor: &Tensor| {
                 visit(value, tensor).map_err(|error| {
                     let text = error.to_string();
                     refused = Some(error);
                     RuntimeError::Stopped(text)
                 })
-            });
+            };
+            let result = self.at_once.run_with(&mut *session, &feeds, wanted, batch.count, run);
             match refused {
                 Some(error) => return Err(error),
                 None => result?,
             }
             samples += batch.count as u64;
         }
+        self.note(&*session);
         Ok(samples)
     }
 
     fn outputs(&mut self, model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, OracleError> {
         let (mut session, outputs) = self.load(model)?;
-        Ok(session.run(&by_value(model, feeds)?, &outputs)?)
+        let found = session.run(&by_value(model, feeds)?, &outputs)?;
+        self.note(&*session);
+        Ok(found)
     }
 
     fn compare(
@@ -120,11 +146,14 @@ impl Oracle for EngineOracle {
         let mut samples = 0;
         for batch in batches {
             let batch = batch?;
-            let left = expected.run(&by_value(reference, &batch.feeds)?, &expected_outputs)?;
-            let right = found.run(&by_value(candidate, &batch.feeds)?, &found_outputs)?;
+            let (left, right) = (by_value(reference, &batch.feeds)?, by_value(candidate, &batch.feeds)?);
+            let left = self.at_once.run(&mut *expected, &left, &expected_outputs, batch.count)?;
+            let right = self.at_once.run(&mut *found, &right, &found_outputs, batch.count)?;
             visit(&batch, &left, &right)?;
             samples += batch.count as u64;
         }
+        self.note(&*expected);
+        self.note(&*found);
         Ok(samples)
     }
 }

@@ -8,7 +8,7 @@ use optix_ir::{Tensor, Type, ValueId};
 use optix_ops::Datum;
 
 use crate::control::walk;
-use crate::device::{Device, RtValue, synchronize};
+use crate::device::{Device, DevicePlace, Placement, RtValue, Tally, synchronize};
 use crate::engine::{Session, Visit};
 use crate::error::RuntimeError;
 use crate::fuse::{Item, Route, Terrain, arrange};
@@ -22,7 +22,7 @@ use crate::step::{Place, Step};
 pub(crate) struct PlanSession {
     plan: Plan,
     pool: Option<rayon::ThreadPool>,
-    device: Option<Device>,
+    device: Option<DevicePlace>,
     required: Vec<(ValueId, String)>,
     /// The last run's schedule: mostly the next one's too.
     schedule: Option<Arc<Schedule>>,
@@ -66,6 +66,7 @@ impl PlanSession {
             .filter(|input| !input.has_default)
             .map(|input| (input.value, input.name.clone()))
             .collect();
+        let device = device.map(|device| DevicePlace { device, tally: Tally::default() });
         PlanSession {
             plan,
             pool,
@@ -215,7 +216,7 @@ impl PlanSession {
             self.schedule = None;
         }
         match &self.device {
-            Some(device) => synchronize(device).map_err(RuntimeError::Environment),
+            Some(place) => synchronize(&place.device).map_err(RuntimeError::Environment),
             None => Ok(()),
         }
     }
@@ -310,5 +311,9 @@ impl Session for PlanSession {
 
     fn required_inputs(&self) -> &[(ValueId, String)] {
         &self.required
+    }
+
+    fn placement(&self) -> Option<Placement> {
+        self.device.as_ref().map(|place| place.tally.placement())
     }
 }

@@ -7,9 +7,10 @@ use optix_ir::{Node, Tensor, ValueId};
 use optix_ops::{Call, Datum, DatumCall, DatumKernel, Kernel, OpError};
 
 use crate::control::Control;
-use crate::device::{Device, DeviceCall, DeviceKernel, RtValue};
+use crate::device::kernels::Run;
+use crate::device::{self, DeviceCall, DevicePlace, RtValue};
 use crate::error::RuntimeError;
-use crate::guard::guarded;
+use crate::guard::{guarded, out_of_memory};
 use crate::kernels::buffers::Buffers;
 use crate::kernels::job::{Applied, Chain, Job};
 use crate::kernels::{Fast, Prepared};
@@ -35,7 +36,7 @@ pub(crate) struct Step {
     pub fast: Option<Chosen>,
     pub reference: Option<Kernel>,
     pub datum: Option<DatumKernel>,
-    pub device: Option<DeviceKernel>,
+    pub device: Option<Run>,
     /// What computed it last: the number of a [`Ran`].
     pub ran: AtomicU8,
 }
@@ -46,7 +47,7 @@ pub(crate) struct Place<'a> {
     /// Threads for host kernels; the calling one alone when missing.
     pub pool: Option<&'a rayon::ThreadPool>,
     /// The device, when there is one beside the host.
-    pub device: Option<&'a Device>,
+    pub device: Option<&'a DevicePlace>,
     /// Where host kernels' results get their memory.
     pub buffers: &'a Arc<Buffers>,
     /// Who times the steps, in a timed run.
@@ -179,14 +180,42 @@ impl Step {
     fn name_errors<T>(&self, result: Result<Result<T, OpError>, String>) -> Result<T, RuntimeError> {
         match result {
             Ok(Ok(outputs)) => Ok(outputs),
-            Ok(Err(source)) => Err(RuntimeError::Node { node: self.label.clone(), source }),
-            Err(what) => Err(RuntimeError::Internal { node: self.label.clone(), what }),
+            Ok(Err(source)) => {
+                let short = match &source {
+                    OpError::NoMemory { .. } => Some(source.to_string()),
+                    OpError::Invalid { op, what } if op == device::TRANSFER => out_of_memory(what),
+                    _ => None,
+                };
+                let node = self.label.clone();
+                Err(match short {
+                    Some(what) => RuntimeError::OutOfMemory { node, what },
+                    None => RuntimeError::Node { node, source },
+                })
+            }
+            Err(panic) => {
+                let node = self.label.clone();
+                Err(match out_of_memory(&panic) {
+                    Some(what) => RuntimeError::OutOfMemory { node, what },
+                    None => RuntimeError::Internal { node, what: panic },
+                })
+            }
         }
     }
 
     /// A result of this step on the host.
     pub(crate) fn to_host(&self, value: &RtValue) -> Result<Tensor, RuntimeError> {
         self.name_errors(guarded(|| value.to_host()))
+    }
+
+    /// What the device makes of the step; `None` when it has no kernel for this form.
+    fn run_on_device(
+        &self,
+        inputs: &[Option<&RtValue>],
+        place: &DevicePlace,
+    ) -> Result<Option<Vec<device::OnDevice>>, RuntimeError> {
+        let Some(kernel) = self.device else { return Ok(None) };
+        let call = DeviceCall { node: &self.node, opset: self.opset, inputs, place };
+        self.name_errors(guarded(|| Ok(kernel.run(&call))))
     }
 
     /// Runs the step: on the device where there is one and it has a kernel for this form, else on the
@@ -201,17 +230,22 @@ impl Step {
             self.note(Ran::Reference);
             return self.run_datum(inputs, run);
         }
-        if let (Some(device), Some(kernel)) = (place.device, self.device) {
-            let call = DeviceCall { node: &self.node, inputs, device };
-            if let Some(output) = self.name_errors(guarded(|| Ok(kernel(&call))))? {
+        if let Some(device) = place.device {
+            if let Some(outputs) = self.run_on_device(inputs, device)? {
                 self.note(Ran::Device);
-                return Ok(vec![RtValue::Device(output)]);
+                device.tally.on_device(&self.node.op_type);
+                return Ok(outputs.into_iter().map(RtValue::Device).collect());
             }
+            device.tally.on_host(&self.node.op_type);
         }
         let mut downloaded: Vec<Option<Tensor>> = Vec::new();
         if inputs.iter().flatten().any(|value| value.host().is_none()) {
             for input in inputs {
                 let tensor = self.name_errors(guarded(|| input.map(RtValue::to_host).transpose()))?;
+                if let (Some(device), Some(RtValue::Device(_)), Some(tensor)) = (place.device, input, &tensor)
+                {
+                    device.tally.downloaded(tensor.bytes().len());
+                }
                 downloaded.push(tensor);
             }
         }

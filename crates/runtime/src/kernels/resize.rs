@@ -1,5 +1,7 @@
 //! Resize of 32-bit float pictures: nearest and linear over the last two axes (onnx/docs/Operators.md).
 
+use optix_ir::{Node, Tensor};
+
 use super::{Fast, Job, KernelSpec, floats_or_decline, parallel, size};
 
 /// The kernels of this family.
@@ -7,17 +9,36 @@ pub(crate) static KERNELS: &[KernelSpec] = &[KernelSpec::plain("Resize", 11, res
 
 /// How one output position along an axis is made: two input positions and the second one's weight.
 #[derive(Clone, Copy)]
-struct Mix {
-    first: usize,
-    second: usize,
-    weight: f32,
+pub(crate) struct Mix {
+    /// Place of the first input element.
+    pub first: usize,
+    /// Place of the second.
+    pub second: usize,
+    /// Weight of the second, from 0 to 1.
+    pub weight: f32,
 }
 
-fn resize(call: &Job<'_>) -> Fast {
-    let (input, node) = (call.input(0)?, call.node);
-    let rank = input.rank();
+/// How a picture is resized.
+pub(crate) struct Plan {
+    /// Shape of the output.
+    pub shape: Vec<usize>,
+    /// How the last two axes are made.
+    pub mixes: Vec<Vec<Mix>>,
+    /// Interpolated, or else the first element of each mix.
+    pub linear: bool,
+}
+
+/// Reads the node for an input of given dimensions; `scales` and `sizes` have elements where they are given.
+/// `None` for what is left to the reference.
+pub(crate) fn plan(
+    node: &Node,
+    dims: &[usize],
+    scales: Option<&Tensor>,
+    sizes: Option<&Tensor>,
+) -> Option<Plan> {
+    let rank = dims.len();
     let plain = rank >= 3
-        && !input.is_empty()
+        && !dims.contains(&0)
         && node.int("antialias").unwrap_or(0) == 0
         && node.int("exclude_outside").unwrap_or(0) == 0
         && node.ints("axes").is_none()
@@ -25,55 +46,51 @@ fn resize(call: &Job<'_>) -> Fast {
     let linear = match node.string("mode").unwrap_or("nearest") {
         "nearest" => false,
         "linear" => true,
-        _ => return Ok(None),
+        _ => return None,
     };
     let transform = node.string("coordinate_transformation_mode").unwrap_or("half_pixel");
     let nearest = node.string("nearest_mode").unwrap_or("round_prefer_floor");
     if !plain {
-        return Ok(None);
+        return None;
     }
-    // Scales or sizes; empty ones count as missing.
-    let dims = input.shape();
-    let given = |slot: usize| call.optional(slot).filter(|tensor| !tensor.is_empty());
-    let (shape, scales): (Vec<usize>, Vec<f32>) = match (given(2), given(3)) {
+    let (shape, scales): (Vec<usize>, Vec<f32>) = match (scales, sizes) {
         (Some(scales), None) => {
-            let scales = floats_or_decline!(scales).into_owned();
+            let scales = super::floats(scales)?.into_owned();
             if scales.len() != rank || scales.iter().any(|&scale| scale.is_nan() || scale <= 0.0) {
-                return Ok(None);
+                return None;
             }
-            (
-                dims.iter()
-                    .zip(&scales)
-                    .map(|(&dim, &scale)| (dim as f32 * scale).floor() as usize)
-                    .collect(),
-                scales,
-            )
+            let size = |(&dim, &scale): (&usize, &f32)| (dim as f32 * scale).floor() as usize;
+            (dims.iter().zip(&scales).map(size).collect(), scales)
         }
         (None, Some(sizes)) => {
-            let sizes = sizes.to_i64s().map_err(|error| call.tensor_error(error))?;
-            let Some(shape) =
-                sizes.iter().map(|&size| usize::try_from(size).ok()).collect::<Option<Vec<_>>>()
-            else {
-                return Ok(None);
-            };
+            let sizes = sizes.to_i64s().ok()?;
+            let shape: Vec<usize> =
+                sizes.iter().map(|&size| usize::try_from(size).ok()).collect::<Option<_>>()?;
             if shape.len() != rank {
-                return Ok(None);
+                return None;
             }
             let scales = shape.iter().zip(dims).map(|(&new, &old)| new as f32 / old as f32).collect();
             (shape, scales)
         }
-        _ => return Ok(None),
+        _ => return None,
     };
     if shape[..rank - 2] != dims[..rank - 2] || shape.contains(&0) {
+        return None;
+    }
+    let mixes: Vec<Vec<Mix>> = (rank - 2..rank)
+        .map(|axis| mix(dims[axis], shape[axis], scales[axis], transform, nearest, linear))
+        .collect::<Option<_>>()?;
+    Some(Plan { shape, mixes, linear })
+}
+
+fn resize(call: &Job<'_>) -> Fast {
+    let input = call.input(0)?;
+    let (dims, rank) = (input.shape(), input.rank());
+    // Empty scales and sizes count as missing.
+    let given = |slot: usize| call.optional(slot).filter(|tensor| !tensor.is_empty());
+    let Some(Plan { shape, mixes, linear }) = plan(call.node, dims, given(2), given(3)) else {
         return Ok(None);
-    }
-    let mut mixes = Vec::with_capacity(2);
-    for axis in rank - 2..rank {
-        match mix(dims[axis], shape[axis], scales[axis], transform, nearest, linear) {
-            Some(mix) => mixes.push(mix),
-            None => return Ok(None),
-        }
-    }
+    };
     let elements = floats_or_decline!(input);
     let mut output = call.buffer(&shape)?;
     let (width, plane) = (dims[rank - 1], dims[rank - 2] * dims[rank - 1]);
