@@ -6,11 +6,12 @@ use anyhow::{Context, bail};
 use optix_base::{CancelToken, ErrorClass, Limits};
 use optix_data::{Batch, DataError, Dataset, InputSpec, OpenOptions};
 use optix_io::{LoadOptions, Loaded};
-use optix_ir::{AttributeValue, Model, Type};
-use optix_pipeline::Calibration;
-use optix_runtime::EngineOracle;
+use optix_ir::{AttributeValue, Model, Type, ValueId};
+use optix_pipeline::{Calibration, OracleError};
+use optix_runtime::{EngineOracle, Lane};
 
-use crate::exit::Classed;
+use crate::exit::{Classed, Helped};
+use crate::screen;
 use optix::cli::Global;
 
 /// Samples fed together, where the model allows it: enough to keep kernels busy, little to keep in memory.
@@ -66,22 +67,52 @@ pub fn non_finite(model: &Model) -> Vec<String> {
 
 /// The engine of the run.
 pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
-    let engine = match optix_runtime::engine(&global.engine, global.ort_lib.as_deref()) {
+    engine_named(global, &global.engine)
+}
+
+/// The engine of that name.
+pub fn engine_named(global: &Global, name: &str) -> anyhow::Result<EngineOracle> {
+    let engine = match optix_runtime::engine(name, global.ort_lib.as_deref()) {
         Some(Ok(engine)) => engine,
         Some(Err(why)) => {
-            let what = format!("engine `{}` cannot be used: {why}", global.engine);
+            let what = format!("engine `{name}` cannot be used: {why}");
             return Err(Classed(ErrorClass::Environment, what).into());
         }
         None => {
             let names = optix_runtime::engine_names();
-            let hint = optix_pipeline::did_you_mean(&global.engine, names.iter().copied());
+            let hint = optix_pipeline::did_you_mean(name, names.iter().copied());
             let what =
-                format!("there is no engine `{}`{hint} (there are: {})", global.engine, names.join(", "));
+                format!("there is no engine `{name}`{hint} (there are: {})", names.join(", "));
             return Err(Classed(ErrorClass::Environment, what).into());
         }
     };
     let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
     Ok(EngineOracle::new(engine, options))
+}
+
+/// A model on the engine of the run. Where that engine has no kernels for it, the error says which engine has.
+pub fn lane<'m>(
+    global: &Global,
+    oracle: &EngineOracle,
+    model: &'m Model,
+    wanted: Vec<ValueId>,
+) -> anyhow::Result<Lane<'m>> {
+    oracle.lane(model, wanted).map_err(|error| {
+        let OracleError::Unsupported { engine, .. } = &error else { return error.into() };
+        let others = optix_runtime::all_engines(global.ort_lib.as_deref());
+        let options = optix_runtime::LoadOptions { threads: 1, ..Default::default() };
+        let able: Vec<&str> = others
+            .iter()
+            .filter(|other| other.name != engine)
+            .filter(|other| other.engine.as_ref().is_ok_and(|other| other.load(model, &options).is_ok()))
+            .map(|other| other.name)
+            .collect();
+        let help = match able.as_slice() {
+            [] => "no other engine that can be used here runs it (`optix engines` lists them)".to_owned(),
+            able => format!("it runs with --engine {}", able.join(" or --engine ")),
+        };
+        Helped { error, help }.into()
+    })
 }
 
 /// Opens data.
@@ -129,6 +160,13 @@ impl Calibration for CalibrationData {
     ) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>, DataError> {
         let specs = inputs(model).map_err(|error| DataError::Metric(error.to_string()))?;
         Ok(Box::new(self.dataset.bind(&specs, BATCH)?.batches()?))
+    }
+}
+
+/// Says why samples are run one at a time.
+pub fn note_batch(global: &Global, alone: &Option<String>, batch: usize) {
+    if let Some(why) = alone.as_ref().filter(|_| !global.quiet) {
+        screen::note(&format!("note: samples are run {batch} at a time: {why}"));
     }
 }
 

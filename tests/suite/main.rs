@@ -12,6 +12,7 @@ mod generated;
 mod hostile;
 mod models;
 mod mutations;
+mod numbers;
 mod program;
 mod random;
 mod recipes;

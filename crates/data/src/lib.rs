@@ -20,6 +20,7 @@ mod bind;
 mod dataset;
 mod error;
 mod input;
+mod measure;
 mod metrics;
 mod npz;
 mod overlap;
@@ -32,10 +33,13 @@ pub use batch::{Batch, LabelValues, Labels, check_labels};
 pub use bind::{Batches, Bound};
 pub use dataset::{ArrayInfo, Dataset, InputSpec, OpenOptions};
 pub use error::{DataError, SpecError};
+pub use measure::{
+    Better, Change, Measured, Meter, Metric, Needs, Probe, ProbeFit, Seen, meter,
+};
 pub use metrics::{Accuracy, Agreement, Distance, correct, top_classes};
 pub use npz::{NpzWriter, Packing, Rows};
 pub use overlap::{OverlapReport, overlap};
 pub use source::Kind;
 pub use spec::{DataSpec, InputSteps, MAX_SPEC_BYTES};
-pub use statistics::{AccuracyChange, Interval, PairedCounts, Verdict, judge_share, wilson};
+pub use statistics::{AccuracyChange, Interval, Mean, PairedCounts, Verdict, judge_share, wilson};
 pub use steps::{Order, Step, TypeName, apply_steps};

@@ -88,6 +88,12 @@ pub trait Session: Send {
         wanted: &[ValueId],
     ) -> Result<Vec<Datum>, RuntimeError>;
 
+    /// Another session on the same loaded model, for another thread: it runs on that thread alone. `None`
+    /// where the engine cannot share a loaded model.
+    fn fork(&self) -> Option<Box<dyn Session>> {
+        None
+    }
+
     /// The inputs that must be fed (no default), with their names, in the model's order.
     fn required_inputs(&self) -> &[(ValueId, String)];
 }

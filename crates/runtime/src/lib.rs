@@ -8,6 +8,8 @@
 //!
 //! Results do not depend on the number of threads: every sum has a fixed order.
 
+mod batching;
+mod case;
 mod control;
 mod device;
 mod engine;
@@ -19,12 +21,16 @@ mod kernels;
 mod math;
 mod onnxruntime;
 mod oracle;
+mod ort_errors;
 mod plan;
 mod session;
 mod step;
+mod stream;
 
+pub use batching::{Batching, Proof, batching, value_bytes};
 pub use engine::{Engine, LoadOptions, Session, Visit};
 pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};
 pub use error::{RuntimeError, Unsupported};
 pub use onnxruntime::OnnxRuntime;
 pub use oracle::EngineOracle;
+pub use stream::{Lane, Look, Outcome, stream};

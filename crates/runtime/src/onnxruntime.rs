@@ -9,15 +9,19 @@ use optix_ir::{DType, Model, Tensor, ValueId, ValueInfo};
 use optix_ops::Datum;
 use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{SessionInputValue, SessionInputs};
+use ort::session::{OutputSelector, RunOptions, SessionInputValue, SessionInputs};
 use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 
 use crate::engine::{Engine, LoadOptions, Session, Visit};
 use crate::error::RuntimeError;
 use crate::guard::guarded;
+use crate::ort_errors::explained;
 
 /// Name of the engine.
 const NAME: &str = "onnxruntime";
+
+/// Weights of so many bytes go to the library in a file of their own.
+const SPREAD: u64 = 4 << 20;
 
 /// The library this process has loaded; there can be only one.
 static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
@@ -225,17 +229,14 @@ fn refused(what: impl std::fmt::Display) -> RuntimeError {
 
 impl OrtSession {
     /// Makes a session that gives the wanted values, unless the last one does.
-    fn prepare(&mut self, wanted: &[ValueId]) -> Result<&mut ort::session::Session, RuntimeError> {
+    fn prepare(&mut self, wanted: &[ValueId]) -> Result<(), RuntimeError> {
         let fits = |loaded: &Loaded| wanted.iter().all(|value| loaded.wanted.contains(value));
         if !self.loaded.as_ref().is_some_and(fits) {
             self.loaded = None;
             let session = self.open(wanted)?;
             self.loaded = Some(Loaded { wanted: wanted.to_vec(), session });
         }
-        match &mut self.loaded {
-            Some(loaded) => Ok(&mut loaded.session),
-            None => Err(RuntimeError::Environment("no session".into())),
-        }
+        Ok(())
     }
 
     fn open(&self, wanted: &[ValueId]) -> Result<ort::session::Session, RuntimeError> {
@@ -252,7 +253,6 @@ impl OrtSession {
                 model.add_output(main, ValueInfo::new(value, ty));
             }
         }
-        let bytes = optix_io::onnx_bytes(&model).map_err(refused)?;
         let mut builder = ort::session::Session::builder(&self.environment)
             .and_then(|builder| {
                 Ok(builder
@@ -261,7 +261,17 @@ impl OrtSession {
                     .with_log_level(ort::logging::LogLevel::Fatal)?)
             })
             .map_err(refused)?;
-        builder.commit_from_memory(&bytes).map_err(refused)
+        let failed = |error: ort::Error| explained(NAME, &self.model, &error.to_string());
+        // Weights in a file of their own are mapped by the library; within the model they would be in memory
+        // up to three times while it loads.
+        if model.tensor_bytes() >= SPREAD
+            && let Ok(directory) = tempfile::tempdir()
+            && let Ok(path) = optix_io::spread(&model, directory.path())
+        {
+            return builder.commit_from_file(path).map_err(failed);
+        }
+        let bytes = optix_io::onnx_bytes(&model).map_err(refused)?;
+        builder.commit_from_memory(&bytes).map_err(failed)
     }
 }
 
@@ -380,9 +390,17 @@ impl Session for OrtSession {
                 None => computed.push((value, name_of(&self.model, value))),
             }
         }
-        let session = self.prepare(wanted)?;
+        // Only what is wanted is fetched: the library need not compute the rest.
+        let selected = computed.iter().fold(OutputSelector::no_default(), |all, (_, name)| all.with(name));
+        let options = RunOptions::new().map_err(refused)?.with_outputs(selected);
+        self.prepare(wanted)?;
+        let Some(Loaded { session, .. }) = &mut self.loaded else {
+            return Err(RuntimeError::Environment("no session".into()));
+        };
         let inputs = named.into_iter().map(|(name, value)| (name.into(), value)).collect();
-        let outputs = session.run(SessionInputs::<0>::ValueMap(inputs)).map_err(refused)?;
+        let outputs = session
+            .run_with_options(SessionInputs::<0>::ValueMap(inputs), &options)
+            .map_err(|error| explained(NAME, &self.model, &error.to_string()))?;
         for (value, name) in computed {
             let missing = || RuntimeError::UnknownValue(name.clone());
             visit(value, &fetch(&name, outputs.get(&name).ok_or_else(missing)?)?)?;

@@ -17,7 +17,7 @@ use crate::step::{Place, Step};
 
 /// A loaded model.
 pub(crate) struct PlanSession {
-    plan: Plan,
+    plan: Arc<Plan>,
     pool: Option<rayon::ThreadPool>,
     device: Option<Device>,
     required: Vec<(ValueId, String)>,
@@ -60,7 +60,7 @@ impl PlanSession {
             .map(|input| (input.value, input.name.clone()))
             .collect();
         let (buffers, cuts) = (Arc::default(), BTreeSet::new());
-        PlanSession { plan, pool, device, required, schedule: None, buffers, fuse, cuts }
+        PlanSession { plan: Arc::new(plan), pool, device, required, schedule: None, buffers, fuse, cuts }
     }
 
     fn schedule(&mut self, wanted: &[ValueId]) -> Result<Arc<Schedule>, RuntimeError> {
@@ -246,6 +246,22 @@ impl Session for PlanSession {
         })?;
         let missing = || RuntimeError::Environment("the engine did not compute a wanted value".into());
         found.into_iter().map(|datum| datum.ok_or_else(missing)).collect()
+    }
+
+    fn fork(&self) -> Option<Box<dyn Session>> {
+        // A device has threads of its own.
+        self.device.is_none().then(|| {
+            Box::new(PlanSession {
+                plan: self.plan.clone(),
+                pool: None,
+                device: None,
+                required: self.required.clone(),
+                schedule: None,
+                buffers: Arc::default(),
+                fuse: self.fuse,
+                cuts: self.cuts.clone(),
+            }) as Box<dyn Session>
+        })
     }
 
     fn required_inputs(&self) -> &[(ValueId, String)] {

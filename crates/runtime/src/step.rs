@@ -5,6 +5,7 @@ use std::sync::Arc;
 use optix_ir::{Node, Tensor, ValueId};
 use optix_ops::{Call, Datum, DatumCall, DatumKernel, Kernel, OpError};
 
+use crate::case::case;
 use crate::control::Control;
 use crate::device::{Device, DeviceCall, DeviceKernel, RtValue};
 use crate::error::RuntimeError;
@@ -144,14 +145,21 @@ impl Step {
             Some(pool) => pool.install(kernel),
             None => threads::serially(kernel),
         });
-        self.name_errors(result)
+        self.name_errors(result).map_err(|error| match error {
+            RuntimeError::Internal { node, what, case: None } => {
+                let inputs: Vec<Option<Tensor>> = inputs.iter().map(|input| input.cloned()).collect();
+                let case = case(&self.node, self.opset, &inputs).map(Box::new);
+                RuntimeError::Internal { node, what, case }
+            }
+            error => error,
+        })
     }
 
     fn name_errors<T>(&self, result: Result<Result<T, OpError>, String>) -> Result<T, RuntimeError> {
         match result {
             Ok(Ok(outputs)) => Ok(outputs),
             Ok(Err(source)) => Err(RuntimeError::Node { node: self.label.clone(), source }),
-            Err(what) => Err(RuntimeError::Internal { node: self.label.clone(), what }),
+            Err(what) => Err(RuntimeError::Internal { node: self.label.clone(), what, case: None }),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The contract of the command line, through the program itself: what goes where, and exit codes.
 
 mod commands;
+mod evaluation;
 mod reports;
 mod runs;
 
