@@ -3,6 +3,7 @@
 //! `optix-runtime` implements [`Oracle`] over its engines; tests of passes implement it over the
 //! reference kernels. Every question names the model it is about.
 
+use bytes::Bytes;
 use optix_data::{Batch, DataError};
 use optix_ir::{Model, Tensor, ValueId};
 
@@ -12,8 +13,8 @@ pub type Batches<'a> = &'a mut dyn Iterator<Item = Result<Batch, DataError>>;
 /// A node that failed, on its own: what it takes to see a failure again.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// A model of that node alone.
-    pub model: Model,
+    /// An ONNX file of that node alone.
+    pub model: Bytes,
     /// What it was fed.
     pub feeds: Vec<(String, Tensor)>,
 }

@@ -45,5 +45,5 @@ pub(crate) fn case(node: &Node, opset: i64, inputs: &[Option<Tensor>]) -> Option
     for output in outputs.into_iter().flatten() {
         model.add_output(main, ValueInfo::new(output, None));
     }
-    Some(Case { model, feeds })
+    Some(Case { model: optix_io::onnx_bytes(&model).ok()?, feeds })
 }

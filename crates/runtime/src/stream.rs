@@ -156,7 +156,7 @@ fn spread_out(
     std::thread::scope(|scope| {
         // Owned here: when this ends, in whatever way, those who wait for more are woken.
         let allow = allow;
-        (0..credits).for_each(|_| drop(allow.send(())));
+        (0..credits).for_each(|_| _ = allow.send(()));
         let (stop, tickets) = (&stop, &tickets);
         let done = results.clone();
         scope.spawn(move || produce(batches, &allowed, &queue, &done, stop));
