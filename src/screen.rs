@@ -248,7 +248,8 @@ mod tests {
         assert_eq!((name.as_str(), kept.bytes()), ("input_0", tensor.bytes()));
         let loaded = optix_io::load(&folder.join("model.onnx"), &Default::default()).expect("a model");
         assert_eq!(loaded.model.walk().count(), 1);
-        let data = optix_data::Dataset::open(folder.to_str().expect("UTF-8"), &Default::default()).expect("data");
+        let data =
+            optix_data::Dataset::open(folder.to_str().expect("UTF-8"), &Default::default()).expect("data");
         assert_eq!(data.len(), Some(1));
     }
 }

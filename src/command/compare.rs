@@ -271,7 +271,9 @@ fn text(
     };
     match first {
         Some(first) => lines.push(format!("first to part (>): {}{}", named(first), at(first))),
-        None => lines.push(format!("nothing parts by more than {:e} of the greatest value", options.tolerance)),
+        None => {
+            lines.push(format!("nothing parts by more than {:e} of the greatest value", options.tolerance))
+        }
     }
     if let Some((row, loss)) = steepest {
         lines.push(format!("steepest: {} loses {loss:.1} dB against its inputs", named(row)));

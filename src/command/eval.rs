@@ -43,7 +43,8 @@ struct Threshold {
 impl Threshold {
     fn parse(text: &str) -> anyhow::Result<Threshold> {
         // Behind the last sign: a command may have some.
-        let parsed = text.rsplit_once('=').and_then(|(name, value)| Some((name.trim(), value.trim().parse().ok()?)));
+        let parsed =
+            text.rsplit_once('=').and_then(|(name, value)| Some((name.trim(), value.trim().parse().ok()?)));
         let Some((name, value)) = parsed.filter(|(_, value): &(&str, f64)| value.is_finite()) else {
             bail!("--require {text}: the form is metric=number, such as top1=0.9 or top1-drop=0.5");
         };
@@ -87,7 +88,8 @@ impl Threshold {
 /// Measures a model, or two.
 pub fn eval(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
-    let parse = |text: &String| Metric::parse(text).map_err(|what| anyhow::anyhow!("--metric {text}: {what}"));
+    let parse =
+        |text: &String| Metric::parse(text).map_err(|what| anyhow::anyhow!("--metric {text}: {what}"));
     let mut metrics = options.metrics.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
     let thresholds =
         options.require.iter().map(|text| Threshold::parse(text)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -109,7 +111,8 @@ pub fn eval(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     let other = options.vs.map(|vs| setup::load(global, vs)).transpose()?;
     let data = setup::dataset(global, options.data, options.samples)?;
     let train = options.train.map(|train| setup::dataset(global, train, None)).transpose()?;
-    let files: Vec<PathBuf> = data.files().into_iter().chain(train.iter().flat_map(|train| train.files())).collect();
+    let files: Vec<PathBuf> =
+        data.files().into_iter().chain(train.iter().flat_map(|train| train.files())).collect();
     let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     inputs.extend(loaded.sources.iter().map(|source| source.path()));
     options.report.iter().try_for_each(|path| report::check(path, &inputs))?;
@@ -168,7 +171,9 @@ fn by_default(batch: &Batch, found: &Tensor, options: &Options<'_>) -> anyhow::R
     if metrics.is_empty() && options.vs.is_none() {
         let data = options.data.display();
         match batch.labels {
-            None => bail!("{data}: it has no labels, so there is no accuracy; `--vs MODEL` compares two models"),
+            None => {
+                bail!("{data}: it has no labels, so there is no accuracy; `--vs MODEL` compares two models")
+            }
             Some(_) => bail!(
                 "the output has shape {:?} for {} samples: no rows of scores, so there is no accuracy; --metric says what \
                  to measure, --output on which output",
@@ -246,7 +251,8 @@ fn text(
         outcome.batch,
         escape_for_terminal(&outcome.output)
     )];
-    let width = outcome.measured.iter().map(|measured| measured.metric.name().chars().count()).max().unwrap_or(0);
+    let width =
+        outcome.measured.iter().map(|measured| measured.metric.name().chars().count()).max().unwrap_or(0);
     for measured in &outcome.measured {
         let name = escape_for_terminal(&measured.metric.name()).into_owned();
         lines.push(format!("{name:width$}  {}", report::measured(measured)));

@@ -63,7 +63,8 @@ fn chosen_output(model: &Model, named: Option<&str>, are_named: bool) -> anyhow:
         bail!("the model has no outputs");
     }
     let Some(named) = named else {
-        let rank = |index: usize| outputs[index].ty.as_ref().and_then(|ty| ty.shape()).map(|shape| shape.len());
+        let rank =
+            |index: usize| outputs[index].ty.as_ref().and_then(|ty| ty.shape()).map(|shape| shape.len());
         let rows = (0..outputs.len()).find(|&index| rank(index) == Some(2));
         return Ok(rows.filter(|_| are_named).unwrap_or(0));
     };
@@ -235,8 +236,17 @@ pub fn evaluate(
         }
         Ok(metrics)
     };
-    let plan =
-        Plan { global, model: after, vs: Some(before), output: None, are_named: false, metrics: &metrics, data, train: None, batch: None };
+    let plan = Plan {
+        global,
+        model: after,
+        vs: Some(before),
+        output: None,
+        are_named: false,
+        metrics: &metrics,
+        data,
+        train: None,
+        batch: None,
+    };
     let outcome = measure(oracle, &plan, cancel, progress)?;
     let mut evaluation =
         Evaluation { samples: outcome.samples, outputs: outcome.outputs.clone(), ..Evaluation::default() };

@@ -52,7 +52,19 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Infer { model, data, output, want, samples, together } => {
             infer::infer(global, model, data, output, want, *samples, together.batch.0)
         }
-        Command::Eval { model, data, metric, output, vs, train, samples, together, require, report, json } => {
+        Command::Eval {
+            model,
+            data,
+            metric,
+            output,
+            vs,
+            train,
+            samples,
+            together,
+            require,
+            report,
+            json,
+        } => {
             let options = eval::Options {
                 model,
                 data,

@@ -129,6 +129,8 @@ fn of_attributes(node: &Node, hasher: &mut DefaultHasher) {
 
 /// Whether values of these types can be compared number by number.
 pub fn are_comparable(a: DType, b: DType) -> bool {
-    let numbers = |dtype: DType| dtype != DType::String && !matches!(dtype, DType::Complex64 | DType::Complex128) && !dtype.is_packed();
+    let numbers = |dtype: DType| {
+        dtype != DType::String && !matches!(dtype, DType::Complex64 | DType::Complex128) && !dtype.is_packed()
+    };
     a == b && numbers(a) || a.is_float() && b.is_float() && numbers(a) && numbers(b)
 }

@@ -81,8 +81,7 @@ pub fn engine_named(global: &Global, name: &str) -> anyhow::Result<EngineOracle>
         None => {
             let names = optix_runtime::engine_names();
             let hint = optix_pipeline::did_you_mean(name, names.iter().copied());
-            let what =
-                format!("there is no engine `{name}`{hint} (there are: {})", names.join(", "));
+            let what = format!("there is no engine `{name}`{hint} (there are: {})", names.join(", "));
             return Err(Classed(ErrorClass::Environment, what).into());
         }
     };

@@ -17,10 +17,8 @@ fn model(node: &str, inputs: &[(&str, &Tensor)]) -> Model {
             format!("{}[{}] {name}", tensor.dtype(), sizes.join(","))
         })
         .collect();
-    let text = format!(
-        "<ir_version: 8, opset_import: [\"\" : 18]>\ng ({}) => (y) {{ {node} }}",
-        typed.join(", ")
-    );
+    let text =
+        format!("<ir_version: 8, opset_import: [\"\" : 18]>\ng ({}) => (y) {{ {node} }}", typed.join(", "));
     optix_ir::text::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"))
 }
 
@@ -39,7 +37,8 @@ fn run(engine: &dyn Engine, model: &Model, inputs: &[(&str, &Tensor)]) -> Result
 /// Equal numbers, within what approximations of functions are allowed; NaN only where NaN is.
 fn same(found: &Tensor, expected: &[f32]) -> bool {
     let found = found.to_f64s().expect("numbers");
-    let equal = |a: f64, b: f64| (a.is_nan() && b.is_nan()) || a == b || (a - b).abs() <= 2e-6 * b.abs().max(1.0);
+    let equal =
+        |a: f64, b: f64| (a.is_nan() && b.is_nan()) || a == b || (a - b).abs() <= 2e-6 * b.abs().max(1.0);
     found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| equal(*a, f64::from(*b)))
 }
 
@@ -72,7 +71,18 @@ fn nan_goes_where_the_standard_sends_it() {
         ("y = HardSwish (a)", map(|x| x * least(most(x / 6.0 + 0.5, 0.0), 1.0))),
         ("y = Elu (a)", map(|x| if x > 0.0 { x } else { x.exp() - 1.0 })),
         ("y = Softplus (a)", map(|x| if x == INF { INF } else { (x.exp() + 1.0).ln() })),
-        ("y = Sign (a)", map(|x| if x.is_nan() { NAN } else if x == 0.0 { 0.0 } else { x.signum() })),
+        (
+            "y = Sign (a)",
+            map(|x| {
+                if x.is_nan() {
+                    NAN
+                } else if x == 0.0 {
+                    0.0
+                } else {
+                    x.signum()
+                }
+            }),
+        ),
         // Elementwise functions.
         ("y = Exp (a)", map(f32::exp)),
         ("y = Log (a)", map(f32::ln)),

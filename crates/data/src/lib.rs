@@ -33,9 +33,7 @@ pub use batch::{Batch, LabelValues, Labels, check_labels};
 pub use bind::{Batches, Bound};
 pub use dataset::{ArrayInfo, Dataset, InputSpec, OpenOptions};
 pub use error::{DataError, SpecError};
-pub use measure::{
-    Better, Change, Measured, Meter, Metric, Needs, Probe, ProbeFit, Seen, meter,
-};
+pub use measure::{Better, Change, Measured, Meter, Metric, Needs, Probe, ProbeFit, Seen, meter};
 pub use metrics::{Accuracy, Agreement, Distance, correct, top_classes};
 pub use npz::{NpzWriter, Packing, Rows};
 pub use overlap::{OverlapReport, overlap};

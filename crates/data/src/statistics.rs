@@ -209,8 +209,7 @@ impl Mean {
     fn variance(&self) -> Option<f64> {
         let mean = self.value().filter(|_| self.samples >= 2)?;
         let n = self.samples as f64;
-        let squares =
-            self.total_squares - 2.0 * mean * self.products + mean * mean * self.weight_squares;
+        let squares = self.total_squares - 2.0 * mean * self.products + mean * mean * self.weight_squares;
         let per_sample = self.weights / n;
         Some(squares.max(0.0) / (n - 1.0) / (per_sample * per_sample))
     }

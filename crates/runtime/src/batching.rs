@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 
 use optix_ir::{DType, Dim, Model, Tensor, Type, ValueId};
-use optix_pipeline::{Batch, Bound, Dataset, InputSpec, OracleError};
 use optix_pipeline::check::OpsEvaluator;
+use optix_pipeline::{Batch, Bound, Dataset, InputSpec, OracleError};
 
 use crate::stream::{Lane, Outcome};
 
@@ -136,7 +136,8 @@ fn prove(
                 Err(_) => break,
             };
             let model = lane.model();
-            let is_output = |value| model.graph(model.main()).outputs().iter().any(|info| info.value == value);
+            let is_output =
+                |value| model.graph(model.main()).outputs().iter().any(|info| info.value == value);
             for ((&value, together), alone) in lane.wanted().iter().zip(together).zip(&alone) {
                 if proof == Proof::Outputs && !is_output(value) {
                     continue;

@@ -11,11 +11,8 @@ pub(crate) fn case(node: &Node, opset: i64, inputs: &[Option<Tensor>]) -> Option
     let mut model = Model::new();
     let main = model.main();
     model.graph_mut(main).name = "failed node".to_owned();
-    let import = |domain: &str, version| OpsetImport {
-        domain: domain.to_owned(),
-        version,
-        carry: Default::default(),
-    };
+    let import =
+        |domain: &str, version| OpsetImport { domain: domain.to_owned(), version, carry: Default::default() };
     model.opset_imports.push(import(node.domain(), opset));
     if !node.domain().is_empty() {
         model.opset_imports.push(import("", 17));
@@ -39,7 +36,8 @@ pub(crate) fn case(node: &Node, opset: i64, inputs: &[Option<Tensor>]) -> Option
         .enumerate()
         .map(|(index, output)| output.map(|_| model.add_value(main, format!("output_{index}"))))
         .collect();
-    let mut copy = Node::with_optional_inputs(&node.op_type, slots).in_domain(node.domain()).named(&node.name);
+    let mut copy =
+        Node::with_optional_inputs(&node.op_type, slots).in_domain(node.domain()).named(&node.name);
     copy.attributes = node.attributes.clone();
     model.insert_node(main, Position::End, copy, outputs.clone()).ok()?;
     for output in outputs.into_iter().flatten() {

@@ -90,7 +90,8 @@ impl Inputs {
         let find = |(name, tensor): &(String, Tensor)| {
             let input = self.0.iter().find(|(known, ..)| known == name);
             input.map(|(_, value, _)| (*value, tensor.clone())).ok_or_else(|| {
-                let known: Vec<String> = self.0.iter().map(|(known, _, ty)| format!("`{known}`{ty}")).collect();
+                let known: Vec<String> =
+                    self.0.iter().map(|(known, _, ty)| format!("`{known}`{ty}")).collect();
                 let known = known.join(", ");
                 OracleError::Feeds(format!("the model has no input `{name}`; it has {known}"))
             })

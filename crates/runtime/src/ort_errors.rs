@@ -52,19 +52,21 @@ fn find(model: &Model, name: &str, op_type: &str) -> Option<NodeId> {
 
 /// All nodes of an operator that the library does not have. It speaks of the first one only.
 fn unsupported(model: &Model, says: &str) -> Option<Vec<Unsupported>> {
-    let (domain, op_type, reason) = if let Some(which) = between(says, "Fatal error: ", " is not a registered") {
-        let which = which.split_once('(').map_or(which, |(which, _)| which);
-        let (domain, op_type) = which.rsplit_once(':').unwrap_or(("", which));
-        (Some(domain), op_type, "it has no such operator".to_owned())
-    } else if let Some(which) = between(says, "find an implementation for ", " node") {
-        let op_type = which.split_once('(').map_or(which, |(which, _)| which);
-        (None, op_type, "it has no kernel for these element types or this version".to_owned())
-    } else {
-        return None;
-    };
+    let (domain, op_type, reason) =
+        if let Some(which) = between(says, "Fatal error: ", " is not a registered") {
+            let which = which.split_once('(').map_or(which, |(which, _)| which);
+            let (domain, op_type) = which.rsplit_once(':').unwrap_or(("", which));
+            (Some(domain), op_type, "it has no such operator".to_owned())
+        } else if let Some(which) = between(says, "find an implementation for ", " node") {
+            let op_type = which.split_once('(').map_or(which, |(which, _)| which);
+            (None, op_type, "it has no kernel for these element types or this version".to_owned())
+        } else {
+            return None;
+        };
     let is_one = |id: &NodeId| {
         let node = model.node(*id);
-        let known = domain.is_none_or(|domain| domain == node.domain() || domain == "ai.onnx" && node.domain().is_empty());
+        let known = domain
+            .is_none_or(|domain| domain == node.domain() || domain == "ai.onnx" && node.domain().is_empty());
         node.op_type == op_type && known
     };
     let nodes: Vec<Unsupported> = model

@@ -121,7 +121,8 @@ pub fn stream(
     }
     // Threads over samples, where there are enough batches to keep them busy to the end.
     let spread = lanes.iter().map(|lane| lane.workers.len()).min().unwrap_or(0);
-    let left = bound.len().map_or(u64::MAX, |all| (all - samples.min(all)).div_ceil(bound.batch_size() as u64));
+    let left =
+        bound.len().map_or(u64::MAX, |all| (all - samples.min(all)).div_ceil(bound.batch_size() as u64));
     let crews: Vec<Crew<'_>> = if spread > 1 && left >= 2 * spread as u64 {
         let mut crews: Vec<Crew<'_>> = (0..spread).map(|_| Vec::new()).collect();
         for lane in lanes {
@@ -183,7 +184,8 @@ fn produce(
     while allowed.recv().is_ok() && !stop.load(Ordering::Relaxed) {
         let next = guarded(|| batches.next()).unwrap_or_else(|what| {
             let what = format!("while data were prepared: {what}");
-            done.send((number, Err(OracleError::Internal { node: "the data".into(), what, case: None }))).ok();
+            done.send((number, Err(OracleError::Internal { node: "the data".into(), what, case: None })))
+                .ok();
             None
         });
         let sent = match next {

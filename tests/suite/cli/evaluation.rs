@@ -55,11 +55,15 @@ fn eval_measures_what_the_data_allow() {
     let place = Place::new();
     let facts = place.json(&format!("eval {MODEL} {DATA} --json"));
     assert_eq!((&facts["schema"], &facts["samples"]), (&"optix-eval/1".into(), &500.into()));
-    assert_eq!((&facts["batch"], &facts["alone"], &facts["output"]), (&32.into(), &Value::Null, &"logits".into()));
+    assert_eq!(
+        (&facts["batch"], &facts["alone"], &facts["output"]),
+        (&32.into(), &Value::Null, &"logits".into())
+    );
     let top1 = metric(&facts, "top1");
     assert!((0.85..0.95).contains(&number(&top1["value"])), "{top1}");
     assert!(number(&top1["low"]) < number(&top1["value"]) && number(&top1["value"]) < number(&top1["high"]));
-    let facts = place.json(&format!("eval {MODEL} {DATA} --metric top5 --metric f1 --metric f1-micro --json"));
+    let facts =
+        place.json(&format!("eval {MODEL} {DATA} --metric top5 --metric f1 --metric f1-micro --json"));
     assert_eq!(metric(&facts, "f1-micro")["value"], top1["value"], "one label a sample");
     assert!((number(&metric(&facts, "f1")["value"]) - number(&top1["value"])).abs() < 0.05);
     assert!(number(&metric(&facts, "top5")["value"]) > 0.98);
@@ -99,7 +103,8 @@ fn eval_against_another_model_is_paired() {
     assert!(facts["outputs"][0]["sqnr_db"].is_number());
     let text = place.ok(&line).stdout;
     assert!(text.contains("lost,") && text.contains("agreement  ") && text.contains("SQNR"), "{text}");
-    let metrics = "--metric kl --metric cosine --metric sqnr-db --metric max-abs-error --metric mean-abs-error";
+    let metrics =
+        "--metric kl --metric cosine --metric sqnr-db --metric max-abs-error --metric mean-abs-error";
     let own = place.json(&format!("eval {MODEL} {DATA} --vs {MODEL} {metrics} --json"));
     assert_eq!(own["outputs"][0]["equal"], true);
     for (name, expected) in [("kl", 0.0), ("max-abs-error", 0.0), ("mean-abs-error", 0.0)] {
@@ -126,7 +131,9 @@ fn thresholds_are_judged_by_the_unfavourable_end() {
         (format!("--vs {MODEL} --require max-abs-error=0 --require sqnr-db=90"), 0, "sqnr-db met"),
         (format!("--vs {RESNET} --require agreement=0.999 --require kl=10"), 1, "agreement MISSED"),
     ] {
-        let run = place.run(&format!("eval {MODEL} {DATA} {require} --report out.json --report out.md --report out.html"));
+        let run = place.run(&format!(
+            "eval {MODEL} {DATA} {require} --report out.json --report out.md --report out.html"
+        ));
         assert_eq!(run.code, code, "{require}\n{}\n{}", run.stdout, run.stderr);
         assert!(run.stdout.contains(says), "{require}\n{}", run.stdout);
         assert_eq!(run.stderr.contains("OX-R001"), code == 1, "{}", run.stderr);
@@ -136,7 +143,8 @@ fn thresholds_are_judged_by_the_unfavourable_end() {
             assert!(place.text(name).contains(says), "{name}");
         }
     }
-    let error = place.ends(&format!("eval {MODEL} {DATA} --report fixtures/data/fmnist-eval.toml.json/x.json"), 2);
+    let error =
+        place.ends(&format!("eval {MODEL} {DATA} --report fixtures/data/fmnist-eval.toml.json/x.json"), 2);
     assert_eq!(error.stdout, "", "found before the work");
 }
 
@@ -156,7 +164,12 @@ fn samples_are_run_together_only_where_that_changes_nothing() {
             1,
             "`y` of sample 0 differs by",
         ),
-        ("turned.onnx", "g (float[N,3] x) => (float[3,N] y) { y = Transpose <perm = [1, 0]> (x) }", 1, "first axis"),
+        (
+            "turned.onnx",
+            "g (float[N,3] x) => (float[3,N] y) { y = Transpose <perm = [1, 0]> (x) }",
+            1,
+            "first axis",
+        ),
         (
             "single.onnx",
             "g (float[N,3] x) => (float[1,3] y) { s = Constant <value = int64[2] {1, 3}> ()\n y = Reshape (x, s) }",
@@ -167,7 +180,12 @@ fn samples_are_run_together_only_where_that_changes_nothing() {
     for (name, text, size, says) in models {
         write_model(&place, name, &format!("{head}{text}"));
         let run = place.ok(&format!("infer {name} --data x.npy -o out.npz --batch 8"));
-        assert_eq!(run.stderr.contains("note: samples are run 1 at a time: "), size == 1, "{name}: {}", run.stderr);
+        assert_eq!(
+            run.stderr.contains("note: samples are run 1 at a time: "),
+            size == 1,
+            "{name}: {}",
+            run.stderr
+        );
         assert!(run.stderr.contains(says), "{name}: {}", run.stderr);
         let facts = place.json(&format!("eval {name} --data x.npy --vs {name} --batch 8 --json"));
         assert_eq!((&facts["batch"], &facts["samples"]), (&size.into(), &12.into()), "{name}");
@@ -204,7 +222,8 @@ fn recorded_outputs_and_commands_are_metrics_too() {
     );
     let x = Tensor::from_vec(vec![3, 2], vec![1f32, -1.0, 2.0, -2.0, 3.0, 0.0]);
     write_npy(&place, "x.npy", &x);
-    let counted = place.command("eval relu.onnx --data x.npy --json").args(["--metric", "cmd:wc -l"]).output();
+    let counted =
+        place.command("eval relu.onnx --data x.npy --json").args(["--metric", "cmd:wc -l"]).output();
     let counted: Value = serde_json::from_slice(&counted.expect("it runs").stdout).expect("JSON");
     assert_eq!(number(&metric(&counted, "cmd:wc -l")["value"]), 3.0);
     let mut failing = place.command("eval relu.onnx --data x.npy");
@@ -220,7 +239,12 @@ fn an_interrupt_ends_with_130() {
     let place = Place::new();
     // A command that never reads on holds the evaluation up for as long as it takes.
     let mut command = place.command(&format!("eval {MODEL} --data fixtures/data/fmnist-eval.toml"));
-    command.args(["--progress", "always", "--metric", "cmd:head -c 1 >/dev/null; sleep 1; cat >/dev/null; echo 1"]);
+    command.args([
+        "--progress",
+        "always",
+        "--metric",
+        "cmd:head -c 1 >/dev/null; sleep 1; cat >/dev/null; echo 1",
+    ]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     std::thread::sleep(Duration::from_millis(300));
     let id = child.id().to_string();
@@ -318,7 +342,15 @@ fn errors_of_engines_name_the_node_and_what_helps() {
         (
             "g (float[N,2] x) => (float[N,2] y) { a = my.Odd (x)\n b = Relu (a)\n c = my.Odd (b)\n y = my.Odder (c) }",
             "x.npy",
-            vec!["OX-M003", "3 nodes are unsupported", "my.Odd of operator set 1: ", "my.Odder", "`a`", "`c`", "help: "],
+            vec![
+                "OX-M003",
+                "3 nodes are unsupported",
+                "my.Odd of operator set 1: ",
+                "my.Odder",
+                "`a`",
+                "`c`",
+                "help: ",
+            ],
         ),
         (
             "g (float[N,2] x) => (float[N,3] y) <float[3,4] w = {1,2,3,4,5,6,7,8,9,10,11,12}> { y = MatMul (x, w) }",

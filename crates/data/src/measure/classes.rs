@@ -172,7 +172,8 @@ impl F1 {
                 };
                 return f1(occurring.fold([0; 3], add));
             }
-            let (sum, count) = occurring.fold((0.0, 0.0), |(sum, count), class| (sum + f1(class), count + 1.0));
+            let (sum, count) =
+                occurring.fold((0.0, 0.0), |(sum, count), class| (sum + f1(class), count + 1.0));
             if count > 0.0 { sum / count } else { 0.0 }
         };
         (side(0), side(1))

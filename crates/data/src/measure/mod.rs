@@ -127,11 +127,9 @@ impl Metric {
     /// What it needs.
     pub fn needs(&self) -> Needs {
         match self {
-            Metric::Top(_)
-            | Metric::BinaryAccuracy
-            | Metric::F1Macro
-            | Metric::F1Micro
-            | Metric::Probe => Needs::Labels,
+            Metric::Top(_) | Metric::BinaryAccuracy | Metric::F1Macro | Metric::F1Micro | Metric::Probe => {
+                Needs::Labels
+            }
             Metric::Perplexity | Metric::Command(_) => Needs::Nothing,
             _ => Needs::Reference,
         }
@@ -147,7 +145,8 @@ impl Metric {
 
     /// Whether it is a share of samples, which people read as percent.
     pub fn is_share(&self) -> bool {
-        let scores = [Metric::BinaryAccuracy, Metric::F1Macro, Metric::F1Micro, Metric::Probe, Metric::Agreement];
+        let scores =
+            [Metric::BinaryAccuracy, Metric::F1Macro, Metric::F1Micro, Metric::Probe, Metric::Agreement];
         matches!(self, Metric::Top(_)) || scores.contains(self)
     }
 }
@@ -176,7 +175,8 @@ impl Seen<'_> {
 
     /// What is measured against: the other model's output, or what the data hold; one row a sample.
     fn references(&self) -> Result<Vec<Vec<f64>>, DataError> {
-        let numbers = |tensor: &Tensor| tensor.to_f64s().map_err(|error| DataError::Metric(error.to_string()));
+        let numbers =
+            |tensor: &Tensor| tensor.to_f64s().map_err(|error| DataError::Metric(error.to_string()));
         if let Some(reference) = self.reference {
             return rows_of(reference, self.batch.count);
         }

@@ -60,7 +60,8 @@ impl ProbeFit {
                 return Err(DataError::Metric(what));
             }
             if row.iter().any(|x| !x.is_finite()) {
-                let what = format!("output `{}` has NaN or infinite numbers: no probe fits them", seen.output);
+                let what =
+                    format!("output `{}` has NaN or infinite numbers: no probe fits them", seen.output);
                 return Err(DataError::Metric(what));
             }
             let mut products = self.products.iter_mut();

@@ -38,7 +38,9 @@ fn names_are_read_back() {
         assert_eq!(Metric::parse(name).unwrap().name(), name);
     }
     assert_eq!(Metric::parse("accuracy"), Ok(Metric::Top(1)));
-    for (name, says) in [("top0", "there is no metric"), ("consine", "did you mean `cosine`?"), ("cmd: ", "command")] {
+    for (name, says) in
+        [("top0", "there is no metric"), ("consine", "did you mean `cosine`?"), ("cmd: ", "command")]
+    {
         assert!(Metric::parse(name).unwrap_err().contains(says), "{name}");
     }
 }
@@ -157,7 +159,8 @@ fn a_probe_separates_what_is_separable() {
     assert!(probe.classify(&scores(&[1, 3], &[0.; 3]), 1).is_err());
     let mut one = ProbeFit::default();
     let seen = batch(1, Some(LabelValues::Classes(vec![1])));
-    one.add(&Seen { batch: &seen, output: "y", found: &scores(&[1, 2], &[1., 0.]), reference: None }).unwrap();
+    one.add(&Seen { batch: &seen, output: "y", found: &scores(&[1, 2], &[1., 0.]), reference: None })
+        .unwrap();
     assert!(one.finish().unwrap_err().to_string().contains("two classes"));
     assert!(measured("probe", None, &train, None).unwrap_err().to_string().contains("--train"));
 }
@@ -168,9 +171,12 @@ fn a_command_counts_its_lines() {
     let labels = || Some(LabelValues::Classes(vec![4, 5, 6]));
     assert_eq!(measured("cmd:wc -l", labels(), &found, None).unwrap().value, 3.0);
     // What it is told of the second sample.
-    let line = "cmd:sed -n 2p | grep -c '\"label\":5.*\"output\":\\[3.0,null\\].*\"sample\":1,\"shape\":\\[2\\]'";
+    let line =
+        "cmd:sed -n 2p | grep -c '\"label\":5.*\"output\":\\[3.0,null\\].*\"sample\":1,\"shape\":\\[2\\]'";
     assert_eq!(measured(line, labels(), &found, Some(&found)).unwrap().change.unwrap().difference, 0.0);
-    for (line, says) in [("cmd:exit 3", "exit status: 3"), ("cmd:echo many", "not `many`"), ("cmd:cat", "number")] {
+    for (line, says) in
+        [("cmd:exit 3", "exit status: 3"), ("cmd:echo many", "not `many`"), ("cmd:cat", "number")]
+    {
         let error = measured(line, labels(), &found, None).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
@@ -185,9 +191,14 @@ fn means_know_how_sure_they_are() {
     // Student's 97.5% point at 8 degrees of freedom is 2.306.
     let half = 2.306 * 7.5f64.sqrt() / 3.0;
     let interval = mean.interval().unwrap();
-    assert!((interval.high - 5.0 - half).abs() < 5e-3 && (5.0 - interval.low - half).abs() < 5e-3, "{interval:?}");
+    assert!(
+        (interval.high - 5.0 - half).abs() < 5e-3 && (5.0 - interval.low - half).abs() < 5e-3,
+        "{interval:?}"
+    );
     assert_eq!(mean.judge(2.0, Better::Higher), Verdict::Met);
     assert_eq!(mean.judge(2.0, Better::Lower), Verdict::Missed);
-    assert!(matches!(mean.judge(4.0, Better::Higher), Verdict::Inconclusive { samples_needed: Some(n) } if n > 9));
+    assert!(
+        matches!(mean.judge(4.0, Better::Higher), Verdict::Inconclusive { samples_needed: Some(n) } if n > 9)
+    );
     assert_eq!(Mean::default().value(), None);
 }

@@ -33,7 +33,8 @@ fn targets(batch: &Batch) -> Result<Vec<Vec<Option<usize>>>, DataError> {
                 .collect();
         }
         Some(_) => {
-            let what = "perplexity needs a label for every token, or none at all: then the next token is predicted";
+            let what =
+                "perplexity needs a label for every token, or none at all: then the next token is predicted";
             return Err(DataError::Labels(what.to_owned()));
         }
         None => {}
@@ -90,7 +91,8 @@ fn sums(
         return Err(DataError::Metric(what));
     };
     if samples != batch.count || targets.iter().any(|row| row.len() != tokens) || vocabulary == 0 {
-        let what = format!("logits of shape {:?} do not fit {} samples of tokens", logits.shape(), batch.count);
+        let what =
+            format!("logits of shape {:?} do not fit {} samples of tokens", logits.shape(), batch.count);
         return Err(DataError::Metric(what));
     }
     let size = tokens.saturating_mul(vocabulary).max(1);
