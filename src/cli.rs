@@ -118,6 +118,32 @@ pub struct Data {
     pub require: Vec<String>,
 }
 
+/// How samples are run.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Together {
+    /// Samples run together, or `auto`. Where that would change a result, they are run one at a time.
+    #[arg(long, value_name = "N|auto", default_value = "auto")]
+    pub batch: BatchSize,
+}
+
+/// A number of samples; none for `auto`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchSize(pub Option<usize>);
+
+impl std::str::FromStr for BatchSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<BatchSize, String> {
+        match text {
+            "auto" => Ok(BatchSize(None)),
+            number => match number.parse::<usize>() {
+                Ok(size) if size > 0 => Ok(BatchSize(Some(size))),
+                _ => Err("a number from 1, or `auto`".to_owned()),
+            },
+        }
+    }
+}
+
 /// Looking at the passes at work.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Debugging")]
@@ -220,41 +246,71 @@ pub enum Command {
         /// Use at most so many samples.
         #[arg(long, value_name = "N")]
         samples: Option<u64>,
+        #[command(flatten)]
+        together: Together,
     },
-    /// Measure a model on data.
+    /// Measure a model on data, alone or against another one.
     Eval {
         /// ONNX file.
         model: PathBuf,
         /// Data file, directory or data.toml.
         #[arg(long, value_name = "DATA")]
         data: PathBuf,
-        /// topN, such as top1 or top5.
-        #[arg(long, default_value = "top1", value_name = "METRIC")]
-        metric: String,
+        /// What to measure; may be repeated: topN (such as top1, which `accuracy` also means), binary-accuracy,
+        /// f1, f1-micro, probe, perplexity; against --vs or recorded outputs: agreement, kl, cosine, sqnr-db,
+        /// max-abs-error, mean-abs-error; cmd:COMMAND for one of your own (docs/evaluation.md).
+        /// [default: what data and models allow]
+        #[arg(long, value_name = "METRIC")]
+        metric: Vec<String>,
+        /// The output that metrics look at.
+        /// [default: with --metric the first that is rows of numbers, else the first]
+        #[arg(long, value_name = "NAME")]
+        output: Option<String>,
         /// Compare with this model on the same samples.
         #[arg(long, value_name = "MODEL")]
         vs: Option<PathBuf>,
+        /// Labelled data that the classifier of the metric `probe` is fitted on.
+        #[arg(long, value_name = "DATA")]
+        train: Option<PathBuf>,
         /// Use at most so many samples.
         #[arg(long, value_name = "N")]
         samples: Option<u64>,
+        #[command(flatten)]
+        together: Together,
+        /// Exit with 1 when a threshold is missed: a metric's name with the least (for errors: the most) it may
+        /// be, or topN-drop=POINTS with --vs; judged by the unfavourable end of the interval; may be repeated.
+        #[arg(long, value_name = "METRIC=VALUE")]
+        require: Vec<String>,
+        /// Write the result to a file: .json, .md or .html; may be repeated.
+        #[arg(long, value_name = "FILE")]
+        report: Vec<PathBuf>,
         /// One JSON document.
         #[arg(long)]
         json: bool,
     },
     /// Measure how fast a model is and where its time and memory go.
     Profile(Box<Profile>),
-    /// Show where two models part, value by value.
+    /// Show where two models part, value by value; or one model on two engines.
     Compare {
         /// The reference.
         a: PathBuf,
-        /// The other one.
-        b: PathBuf,
+        /// The other one; may be left out with --vs-engine.
+        #[arg(required_unless_present = "vs_engine")]
+        b: Option<PathBuf>,
         /// Data file, directory or data.toml.
         #[arg(long, value_name = "DATA")]
         data: PathBuf,
+        /// Engine that runs the other one.
+        #[arg(long, value_name = "NAME")]
+        vs_engine: Option<String>,
         /// Use at most so many samples.
         #[arg(long, value_name = "N", default_value_t = 64)]
         samples: u64,
+        #[command(flatten)]
+        together: Together,
+        /// Greatest difference, relative to the greatest value, up to which two values count as the same.
+        #[arg(long, value_name = "SHARE", default_value_t = 1e-3)]
+        tolerance: f64,
         /// One JSON document.
         #[arg(long)]
         json: bool,

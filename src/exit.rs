@@ -32,6 +32,25 @@ impl fmt::Display for Classed {
 
 impl std::error::Error for Classed {}
 
+/// An engine's error with what helps.
+#[derive(Debug)]
+pub struct Helped {
+    pub error: OracleError,
+    pub help: String,
+}
+
+impl fmt::Display for Helped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Helped {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
 /// The class of an engine's error.
 fn oracle_class(error: &OracleError) -> ErrorClass {
     match error {

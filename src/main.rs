@@ -35,7 +35,11 @@ fn main() -> ExitCode {
                 return ExitCode::SUCCESS;
             }
             screen::error(&error);
-            ExitCode::from(exit::code(&error))
+            let code = exit::code(&error);
+            if code == optix_base::ErrorClass::Internal.exit_code() {
+                screen::keep_case(&error, std::path::Path::new(""));
+            }
+            ExitCode::from(code)
         }
         Err(_) => {
             screen::internal_error();

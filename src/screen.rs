@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use optix_base::escape_for_terminal;
-use optix_pipeline::Progress;
+use optix_pipeline::{OracleError, Progress};
 
 use optix::cli::{Global, When};
 
@@ -75,7 +76,10 @@ pub fn error(error: &anyhow::Error) {
         }
         last = line;
     }
-    let cure = error.chain().find_map(|cause| cause.downcast_ref::<optix_io::IoError>()?.cure());
+    let cure = error.chain().find_map(|cause| match cause.downcast_ref::<crate::exit::Helped>() {
+        Some(helped) => Some(helped.help.as_str()),
+        None => cause.downcast_ref::<optix_io::IoError>()?.cure(),
+    });
     if let Some(cure) = cure {
         text.push_str("\n  help: ");
         text.push_str(cure);
@@ -101,17 +105,53 @@ pub fn catch_panics() {
     }));
 }
 
-/// Reports an internal error: a file with the facts, and one line that names it.
-pub fn internal_error() {
-    let what = PANIC.lock().ok().and_then(|mut kept| kept.take()).unwrap_or_else(|| "unknown".to_owned());
+/// What a report of an internal error says.
+fn facts(what: &str) -> String {
     let command: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let facts = format!(
+    format!(
         "optix {}\nplatform: {} {}\ncommand: {}\npanic: {what}\n",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::OS,
         std::env::consts::ARCH,
         command.join(" ")
-    );
+    )
+}
+
+/// Keeps what it takes to see a failure of a node again: a folder with the facts and, where the node could be
+/// cut out, a model of it alone and its inputs, as `optix infer MODEL --data FOLDER` takes them.
+pub fn keep_case(error: &anyhow::Error, directory: &Path) {
+    let found = error.chain().find_map(|cause| match cause.downcast_ref::<OracleError>()? {
+        OracleError::Internal { node, what, case } => Some((node, what, case)),
+        _ => None,
+    });
+    let Some((node, what, case)) = found else { return };
+    // With the place in the source, which only the panic itself knew.
+    let panic = PANIC.lock().ok().and_then(|mut kept| kept.take()).unwrap_or_else(|| what.clone());
+    let folder = directory.join(format!("optix-internal-error-{}", std::process::id()));
+    let write = || -> anyhow::Result<()> {
+        std::fs::create_dir(&folder)?;
+        std::fs::write(folder.join("report.txt"), format!("{}node: {node}\n", facts(&panic)))?;
+        if let Some(case) = case {
+            std::fs::write(folder.join("model.onnx"), &case.model)?;
+            let inputs = folder.join("test_data_set_0");
+            std::fs::create_dir(&inputs)?;
+            for (index, (name, tensor)) in case.feeds.iter().enumerate() {
+                let bytes = optix_io::write_tensor_pb(name, tensor);
+                std::fs::write(inputs.join(format!("input_{index}.pb")), bytes)?;
+            }
+        }
+        Ok(())
+    };
+    match write() {
+        Ok(()) => note(&format!("  details are in {}: please report them", folder.display())),
+        Err(_) => note(&format!("  panic: {}", escape_for_terminal(&panic))),
+    }
+}
+
+/// Reports an internal error: a file with the facts, and one line that names it.
+pub fn internal_error() {
+    let what = PANIC.lock().ok().and_then(|mut kept| kept.take()).unwrap_or_else(|| "unknown".to_owned());
+    let facts = facts(&what);
     let path = format!("optix-internal-error-{}.txt", std::process::id());
     let kept = match std::fs::write(&path, facts) {
         Ok(()) => format!("; details are in {path}: please report them"),
@@ -173,5 +213,43 @@ impl Progress for Bars {
             }
             bar.set_position(done);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_node_is_kept_so_that_it_can_be_run_again() {
+        let model = optix_ir::text::parse(
+            "<ir_version: 8, opset_import: [\"\" : 18]>\ng (float[3] input_0) => (float[3] output_0) { output_0 = Relu (input_0) }",
+        )
+        .expect("a model");
+        let model = optix_io::onnx_bytes(&model).expect("it is small");
+        let tensor = optix_ir::Tensor::from_vec(vec![3], vec![1f32, -1.0, f32::NAN]);
+        let case = optix_pipeline::Case { model, feeds: vec![("input_0".to_owned(), tensor.clone())] };
+        let error = OracleError::Internal {
+            node: "`a` (Relu)".to_owned(),
+            what: "index out of range".to_owned(),
+            case: Some(Box::new(case)),
+        };
+        let place = tempfile::tempdir().expect("a directory");
+        let error = anyhow::Error::from(error).context("while evaluating");
+        assert_eq!(crate::exit::code(&error), 4);
+        keep_case(&error, place.path());
+        let folder = place.path().join(format!("optix-internal-error-{}", std::process::id()));
+        let report = std::fs::read_to_string(folder.join("report.txt")).expect("a report");
+        for part in ["optix ", "command: ", "panic: index out of range", "node: `a` (Relu)"] {
+            assert!(report.contains(part), "{report}");
+        }
+        let (name, kept) =
+            optix_io::read_tensor_file(&folder.join("test_data_set_0/input_0.pb")).expect("an input");
+        assert_eq!((name.as_str(), kept.bytes()), ("input_0", tensor.bytes()));
+        let loaded = optix_io::load(&folder.join("model.onnx"), &Default::default()).expect("a model");
+        assert_eq!(loaded.model.walk().count(), 1);
+        let data =
+            optix_data::Dataset::open(folder.to_str().expect("UTF-8"), &Default::default()).expect("data");
+        assert_eq!(data.len(), Some(1));
     }
 }

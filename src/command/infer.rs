@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use optix_data::{NpzWriter, Packing, Rows};
 use optix_ir::ValueId;
-use optix_pipeline::{Oracle, OracleError, Progress};
+use optix_pipeline::{Oracle, Progress};
+use optix_runtime::{Proof, batching, stream};
 
 use super::setup;
 use crate::screen;
@@ -19,6 +20,7 @@ pub fn infer(
     output: &Path,
     want: &[String],
     samples: Option<u64>,
+    batch: Option<usize>,
 ) -> anyhow::Result<()> {
     let loaded = setup::load(global, model_path)?;
     let model = &loaded.model;
@@ -43,23 +45,27 @@ pub fn infer(
     let mut inputs: Vec<&Path> = loaded.sources.iter().map(|source| source.path()).collect();
     inputs.extend(files.iter().map(PathBuf::as_path));
     optix_base::OutFile::check(output, &inputs)?;
-    let bound = dataset.bind(&setup::inputs(model)?, setup::BATCH)?;
-    let rows = if bound.is_batched() { Rows::Samples } else { Rows::One };
-    let mut oracle = setup::engine(global)?;
+    let oracle = setup::engine(global)?;
+    let cancel = setup::cancel_on_interrupt();
+    let mut lanes = [setup::lane(global, &oracle, model, wanted.clone())?];
+    let batching = batching(&mut lanes, &dataset, &setup::inputs(model)?, batch, Proof::Wanted)?;
+    setup::note_batch(global, &batching.alone, batching.size());
+    let rows = if batching.bound.is_batched() { Rows::Samples } else { Rows::One };
     let bars = screen::Bars::new(global);
-    let total = bound.len().unwrap_or(0);
+    let total = batching.bound.len().unwrap_or(0);
     let mut writer = NpzWriter::create(output, Packing::Stored)?;
     let mut done = 0;
-    let seen = oracle.observe(model, &wanted, &mut bound.batches()?, &mut |value, tensor| {
-        writer.add(model.value(value).name(), tensor, rows).map_err(OracleError::from)?;
-        if Some(&value) == wanted.first() {
-            done += bound.batch_size() as u64;
-            bars.tick("running", done.min(total), total);
+    let seen = stream(&mut lanes, &batching.bound, batching.first, &cancel, &mut |batch, results| {
+        for (&value, tensor) in wanted.iter().zip(&results[0]) {
+            writer.add(model.value(value).name(), tensor, rows)?;
         }
+        done += batch.count as u64;
+        bars.tick("running", done, total);
         Ok(())
-    })?;
+    });
     bars.finish();
-    setup::remarks(global, &oracle);
+    let seen = seen?;
+    setup::lane_remarks(global, &lanes);
     let notes = writer.finish()?;
     notes.iter().for_each(|text| screen::note(&format!("note: {text}")));
     if global.quiet {

@@ -8,6 +8,7 @@ mod evaluation;
 mod explain;
 mod infer;
 mod inspect;
+mod pairs;
 mod passes;
 mod profile;
 mod quantize;
@@ -49,15 +50,50 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             };
             quantize::quantize(global, model, &options, set, output, data, debugging)
         }
-        Command::Infer { model, data, output, want, samples } => {
-            infer::infer(global, model, data, output, want, *samples)
+        Command::Infer { model, data, output, want, samples, together } => {
+            infer::infer(global, model, data, output, want, *samples, together.batch.0)
         }
-        Command::Eval { model, data, metric, vs, samples, json } => {
-            eval::eval(global, model, data, metric, vs.as_deref(), *samples, *json)
+        Command::Eval {
+            model,
+            data,
+            metric,
+            output,
+            vs,
+            train,
+            samples,
+            together,
+            require,
+            report,
+            json,
+        } => {
+            let options = eval::Options {
+                model,
+                data,
+                metrics: metric,
+                output: output.as_deref(),
+                vs: vs.as_deref(),
+                train: train.as_deref(),
+                samples: *samples,
+                batch: together.batch.0,
+                require,
+                report,
+                json: *json,
+            };
+            eval::eval(global, &options)
         }
         Command::Profile(options) => profile::profile(global, options),
-        Command::Compare { a, b, data, samples, json } => {
-            compare::compare(global, a, b, data, *samples, *json)
+        Command::Compare { a, b, data, vs_engine, samples, together, tolerance, json } => {
+            let options = compare::Options {
+                a,
+                b: b.as_deref().unwrap_or(a),
+                data,
+                vs_engine: vs_engine.as_deref(),
+                samples: *samples,
+                batch: together.batch.0,
+                tolerance: *tolerance,
+                json: *json,
+            };
+            compare::compare(global, &options)
         }
         Command::Data { command } => data::data(global, command),
         Command::Passes { name } => passes::passes(name.as_deref()),

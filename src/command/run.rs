@@ -195,13 +195,14 @@ pub fn run_recipe(
     let mut oracle = setup::engine(global)?;
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
+    let cancel = setup::cancel_on_interrupt();
     let (steps, engine) = {
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
             seed: recipe.seed,
             progress: &bars,
-            cancel: setup::cancel_on_interrupt(),
+            cancel: cancel.clone(),
         };
         let command = command_line();
         let options = RunOptions {
@@ -232,9 +233,11 @@ pub fn run_recipe(
     let evaluation = match &evaluation_data {
         None => None,
         Some((_, dataset)) => {
-            let evaluation =
-                evaluation::evaluate(&mut oracle, &loaded.model, &model, dataset, "top1", &bars)?;
+            let evaluated =
+                evaluation::evaluate(global, &oracle, &loaded.model, &model, dataset, &cancel, &bars);
             bars.finish();
+            let (evaluation, outcome) = evaluated?;
+            setup::note_batch(global, &outcome.alone, outcome.batch);
             Some(evaluation)
         }
     };

@@ -6,11 +6,12 @@ use anyhow::{Context, bail};
 use optix_base::{CancelToken, ErrorClass, Limits};
 use optix_data::{Batch, DataError, Dataset, InputSpec, OpenOptions};
 use optix_io::{LoadOptions, Loaded};
-use optix_ir::{AttributeValue, Model, Type};
-use optix_pipeline::Calibration;
-use optix_runtime::{Engine, EngineOracle};
+use optix_ir::{AttributeValue, Model, Type, ValueId};
+use optix_pipeline::{Calibration, OracleError};
+use optix_runtime::{Engine, EngineOracle, Lane};
 
-use crate::exit::Classed;
+use crate::exit::{Classed, Helped};
+use crate::screen;
 use optix::cli::Global;
 
 /// Samples fed together, where the model allows it: enough to keep kernels busy, little to keep in memory.
@@ -66,7 +67,12 @@ pub fn non_finite(model: &Model) -> Vec<String> {
 
 /// The engine of the run.
 pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
-    let engine = engine_named(global, global.engine.as_deref().unwrap_or("cpu"))?;
+    oracle_named(global, global.engine.as_deref().unwrap_or("cpu"))
+}
+
+/// The engine of that name, as passes and evaluations ask it.
+pub fn oracle_named(global: &Global, name: &str) -> anyhow::Result<EngineOracle> {
+    let engine = engine_named(global, name)?;
     let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
     Ok(EngineOracle::new(engine, options))
 }
@@ -75,6 +81,14 @@ pub fn engine(global: &Global) -> anyhow::Result<EngineOracle> {
 pub fn remarks(global: &Global, oracle: &EngineOracle) {
     if !global.quiet {
         oracle.remarks().iter().for_each(|remark| crate::screen::note(&format!("note: {remark}")));
+    }
+}
+
+/// The same of lanes.
+pub fn lane_remarks(global: &Global, lanes: &[Lane<'_>]) {
+    if !global.quiet {
+        let remarks = lanes.iter().flat_map(Lane::remarks);
+        remarks.for_each(|remark| crate::screen::note(&format!("note: {remark}")));
     }
 }
 
@@ -93,6 +107,31 @@ pub fn engine_named(global: &Global, name: &str) -> anyhow::Result<Box<dyn Engin
             Err(Classed(ErrorClass::Environment, what).into())
         }
     }
+}
+
+/// A model on the engine of the run. Where that engine has no kernels for it, the error says which engine has.
+pub fn lane<'m>(
+    global: &Global,
+    oracle: &EngineOracle,
+    model: &'m Model,
+    wanted: Vec<ValueId>,
+) -> anyhow::Result<Lane<'m>> {
+    oracle.lane(model, wanted).map_err(|error| {
+        let OracleError::Unsupported { engine, .. } = &error else { return error.into() };
+        let others = optix_runtime::all_engines(global.ort_lib.as_deref());
+        let options = optix_runtime::LoadOptions { threads: 1, ..Default::default() };
+        let able: Vec<&str> = others
+            .iter()
+            .filter(|other| other.name != engine)
+            .filter(|other| other.engine.as_ref().is_ok_and(|other| other.load(model, &options).is_ok()))
+            .map(|other| other.name)
+            .collect();
+        let help = match able.as_slice() {
+            [] => "no other engine that can be used here runs it (`optix engines` lists them)".to_owned(),
+            able => format!("it runs with --engine {}", able.join(" or --engine ")),
+        };
+        Helped { error, help }.into()
+    })
 }
 
 /// Opens data.
@@ -164,6 +203,13 @@ impl Calibration for CalibrationData {
     ) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>, DataError> {
         let specs = inputs(model).map_err(|error| DataError::Metric(error.to_string()))?;
         Ok(Box::new(self.dataset.bind(&specs, BATCH)?.batches()?))
+    }
+}
+
+/// Says why samples are run one at a time.
+pub fn note_batch(global: &Global, alone: &Option<String>, batch: usize) {
+    if let Some(why) = alone.as_ref().filter(|_| !global.quiet) {
+        screen::note(&format!("note: samples are run {batch} at a time: {why}"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Numbers for people, and what all forms of a report say in the same words.
 
-use optix_pipeline::report::{Accuracy, Evaluation, Interval, Report, Requirement};
+use optix_pipeline::report::{Accuracy, Interval, OutputFidelity, Report, Requirement};
 
 /// Bytes with three figures: `166 KB`, `1.25 GB`. Powers of 1,000.
 pub fn bytes(count: u64) -> String {
@@ -95,9 +95,8 @@ pub fn agreement(agreement: &Interval) -> String {
 }
 
 /// One sentence an output.
-pub fn outputs(evaluation: &Evaluation) -> Vec<String> {
-    evaluation
-        .outputs
+pub fn outputs(outputs: &[OutputFidelity]) -> Vec<String> {
+    outputs
         .iter()
         .map(|output| {
             let name = optix_base::escape_for_terminal(&output.name);

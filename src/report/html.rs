@@ -33,7 +33,7 @@ pub fn html(report: &Report) -> anyhow::Result<String> {
     if let Some(evaluation) = &report.evaluation {
         facts.extend(evaluation.accuracy.as_ref().map(|a| format::accuracy(a, evaluation.samples)));
         facts.extend(evaluation.agreement.as_ref().map(format::agreement));
-        facts.extend(format::outputs(evaluation));
+        facts.extend(format::outputs(&evaluation.outputs));
     }
     if let Some(overlap) = &report.overlap {
         facts.push(format!("{} of {} evaluation samples were calibrated on", overlap.samples, overlap.of));

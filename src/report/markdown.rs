@@ -49,7 +49,7 @@ pub fn markdown(report: &Report) -> String {
         if let Some(agreement) = &evaluation.agreement {
             line(format!("- {}", cell(&format::agreement(agreement))));
         }
-        format::outputs(evaluation).iter().for_each(|output| line(format!("- {}", cell(output))));
+        format::outputs(&evaluation.outputs).iter().for_each(|output| line(format!("- {}", cell(output))));
     }
     if let Some(overlap) = &report.overlap {
         line(format!("- {} of {} evaluation samples were calibrated on", overlap.samples, overlap.of));

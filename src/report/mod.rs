@@ -1,5 +1,6 @@
 //! Reports as text: a [`Report`] goes in, a terminal screen, Markdown, JSON or an HTML page comes out.
 
+mod eval;
 mod format;
 mod html;
 mod markdown;
@@ -13,17 +14,9 @@ use anyhow::{Context, bail};
 use optix_base::OutFile;
 use optix_pipeline::report::Report;
 
+pub use eval::{fidelity_lines, measured, requirement_line, write_evaluation};
 pub use format::bytes as format_bytes;
 pub use terminal::terminal;
-
-/// What an evaluation says, one sentence a line.
-pub fn evaluation_lines(evaluation: &optix_pipeline::report::Evaluation) -> Vec<String> {
-    let mut lines = Vec::new();
-    lines.extend(evaluation.accuracy.as_ref().map(|accuracy| format::accuracy(accuracy, evaluation.samples)));
-    lines.extend(evaluation.agreement.as_ref().map(format::agreement));
-    lines.extend(format::outputs(evaluation));
-    lines
-}
 
 /// Kinds of report files, told by extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,7 +37,7 @@ pub fn terminal(report: &Report, all: bool) -> String {
         if let Some(agreement) = &evaluation.agreement {
             line(&format!("agreement {}", format::agreement(agreement)));
         }
-        for output in format::outputs(evaluation) {
+        for output in format::outputs(&evaluation.outputs) {
             line(&format!("fidelity  {output}"));
         }
     }

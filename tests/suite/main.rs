@@ -13,6 +13,7 @@ mod hostile;
 mod models;
 mod mutations;
 mod numerics;
+mod numbers;
 mod program;
 mod random;
 mod recipes;

@@ -1,6 +1,6 @@
 //! What a data set hands to an engine.
 
-use optix_ir::Tensor;
+use optix_ir::{DType, Tensor};
 
 use crate::error::DataError;
 
@@ -19,6 +19,34 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Sample `index` as a batch of its own; `None` when there is no such sample or a feed cannot be taken
+    /// apart (packed elements, or a feed without an axis of samples).
+    pub fn sample(&self, index: usize) -> Option<Batch> {
+        if index >= self.count {
+            return None;
+        }
+        let cut = |tensor: &Tensor| {
+            let (&samples, rest) = tensor.shape().split_first()?;
+            if samples != self.count || tensor.dtype().is_packed() {
+                return None;
+            }
+            let shape: Vec<usize> = std::iter::once(1).chain(rest.iter().copied()).collect();
+            let elements = optix_ir::element_count(&shape)?;
+            if tensor.dtype() == DType::String {
+                let strings = tensor.strings().ok()?;
+                return Some(Tensor::from_strings(shape, strings.chunks(elements.max(1)).nth(index)?));
+            }
+            let size = tensor.dtype().byte_len(elements)?;
+            let start = size.checked_mul(index)?;
+            let end = start.checked_add(size).filter(|&end| end <= tensor.bytes().len())?;
+            Tensor::new(tensor.dtype(), shape, tensor.bytes().slice(start..end)).ok()
+        };
+        let feeds = self.feeds.iter().map(|(name, tensor)| Some((name.clone(), cut(tensor)?)));
+        let labels = self.labels.as_ref().and_then(|labels| labels.sample(index));
+        let hashes = self.hashes.get(index).copied().into_iter().collect();
+        Some(Batch { feeds: feeds.collect::<Option<_>>()?, labels, hashes, count: 1 })
+    }
+
     /// The first `count` samples of it; all of it when it has no more, or when a feed is not one tensor of
     /// all samples. Labels are left out.
     pub fn truncated(self, count: usize) -> Batch {
@@ -67,6 +95,16 @@ pub enum LabelValues {
 }
 
 impl Labels {
+    /// The label of sample `index`.
+    fn sample(&self, index: usize) -> Option<Labels> {
+        let values = match &self.values {
+            LabelValues::Classes(classes) => LabelValues::Classes(vec![*classes.get(index)?]),
+            LabelValues::Tensors(tensors) => LabelValues::Tensors(vec![tensors.get(index)?.clone()]),
+            LabelValues::Outputs(outputs) => LabelValues::Outputs(vec![outputs.get(index)?.clone()]),
+        };
+        Some(Labels { first: self.first.saturating_add(index as u64), values })
+    }
+
     /// The class indices, when the labels are that.
     pub fn classes(&self) -> Option<&[i64]> {
         match &self.values {

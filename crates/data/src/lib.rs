@@ -21,6 +21,7 @@ mod dataset;
 mod error;
 mod input;
 mod latency;
+mod measure;
 mod metrics;
 mod mismatch;
 mod npz;
@@ -37,6 +38,7 @@ pub use bind::{Batches, Binding, Bound};
 pub use dataset::{ArrayInfo, Dataset, InputSpec, OpenOptions};
 pub use error::{DataError, SpecError};
 pub use latency::{Difference, Latencies, Percentile, Ratio};
+pub use measure::{Better, Change, Measured, Meter, Metric, Needs, Probe, ProbeFit, Seen, meter};
 pub use metrics::{Accuracy, Agreement, Distance, correct, top_classes};
 pub use npz::{NpzWriter, Packing, Rows};
 pub use overlap::{OverlapReport, overlap};
@@ -48,3 +50,5 @@ pub use steps::{
     TokenOutput, Tokenize, TypeName, apply_steps,
 };
 pub use survey::{Preview, Survey, Values};
+pub use statistics::{AccuracyChange, Interval, Mean, PairedCounts, Verdict, judge_share, wilson};
+pub use steps::{Order, Step, TypeName, apply_steps};

@@ -28,6 +28,6 @@ pub use load::{Format, LoadOptions, Loaded, load, read_onnx};
 pub use sample::{read_tensor_file, read_tensor_pb, write_tensor_pb};
 pub use save::{
     ExternalData, Prepared, SaveOptions, SaveStats, check_target, onnx_bytes, onnx_segments, output_format,
-    prepare, save,
+    prepare, save, spread,
 };
 pub use source::{SourceFile, non_finite};

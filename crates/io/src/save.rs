@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use optix_base::OutFile;
+use optix_base::{OutFile, OutputError};
 use optix_ir::Model;
 
 use crate::error::IoError;
@@ -140,6 +140,27 @@ pub fn onnx_bytes(model: &Model) -> Result<Bytes, IoError> {
         [only] => only.clone(),
         several => several.concat().into(),
     })
+}
+
+/// Writes a model for another program that reads it right away, its weights in a data file beside it, into an
+/// empty directory; returns the model's path. Nothing is synced. Weights that nobody changed go from file to
+/// file without being loaded.
+///
+/// # Errors
+/// When the disk is full, or the model is over 2 GiB without its weights.
+pub fn spread(model: &Model, directory: &Path) -> Result<PathBuf, IoError> {
+    let (path, data_name) = (directory.join("model.onnx"), "model.onnx.data");
+    let (message, data) = onnx::write(model, onnx::External::Everything, data_name);
+    let segments = proto::encode(&message)
+        .ok_or_else(|| IoError::Unwritable { path: path.clone(), what: TOO_LARGE.to_owned() })?;
+    drop(message);
+    let write = || -> io::Result<()> {
+        write_data(&data, &mut File::create_new(directory.join(data_name))?, &mut Vec::new())?;
+        let mut out = File::create_new(&path)?;
+        segments.iter().try_for_each(|segment| write_payload(segment, &mut out).map(|_| ()))
+    };
+    write().map_err(|error| OutputError::io(&path, error))?;
+    Ok(path)
 }
 
 const TOO_LARGE: &str =

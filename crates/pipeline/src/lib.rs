@@ -15,11 +15,11 @@ pub mod report;
 pub mod runner;
 mod schema;
 
-pub use optix_data::{Batch, DataError};
+pub use optix_data::{Batch, Bound, DataError, Dataset, InputSpec};
 
 pub use changes::{Changes, Layer, Skip};
 pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
-pub use oracle::{Batches, Oracle, OracleError, PairVisitor, Visitor};
+pub use oracle::{Batches, Case, Oracle, OracleError, PairVisitor, Visitor};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,
 };

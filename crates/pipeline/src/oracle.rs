@@ -3,11 +3,21 @@
 //! `optix-runtime` implements [`Oracle`] over its engines; tests of passes implement it over the
 //! reference kernels. Every question names the model it is about.
 
+use bytes::Bytes;
 use optix_data::{Batch, DataError};
 use optix_ir::{Model, Tensor, ValueId};
 
 /// Batches of samples, as a data set yields them.
 pub type Batches<'a> = &'a mut dyn Iterator<Item = Result<Batch, DataError>>;
+
+/// A node that failed, on its own: what it takes to see a failure again.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// An ONNX file of that node alone.
+    pub model: Bytes,
+    /// What it was fed.
+    pub feeds: Vec<(String, Tensor)>,
+}
 
 /// Why an engine gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -15,14 +25,16 @@ pub enum OracleError {
     /// Operators of the model that the engine cannot run, all of them.
     #[error(
         "{engine} cannot run this model (OX-M003): {} unsupported: {}",
-        if nodes.len() == 1 { "one node is".to_owned() } else { format!("{} nodes are", nodes.len()) },
-        nodes.join("; ")
+        if *count == 1 { "one node is".to_owned() } else { format!("{count} nodes are") },
+        reasons.join("; ")
     )]
     Unsupported {
         /// The engine.
         engine: String,
-        /// Every such node with the reason.
-        nodes: Vec<String>,
+        /// Number of such nodes.
+        count: usize,
+        /// Every reason with the nodes it keeps from running.
+        reasons: Vec<String>,
     },
     /// A node failed on given data.
     #[error("node {node}: {what}")]
@@ -48,6 +60,8 @@ pub enum OracleError {
         node: String,
         /// What the panic said.
         what: String,
+        /// The node on its own, where it can be cut out.
+        case: Option<Box<Case>>,
     },
     /// The user stopped it.
     #[error("interrupted")]

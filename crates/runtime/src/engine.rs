@@ -130,6 +130,12 @@ pub trait Session: Send {
         Err(RuntimeError::Environment("nothing was timed".into()))
     }
 
+    /// Another session on the same loaded model, for another thread: it runs on that thread alone. `None`
+    /// where the engine cannot share a loaded model.
+    fn fork(&self) -> Option<Box<dyn Session>> {
+        None
+    }
+
     /// The inputs that must be fed (no default), with their names, in the model's order.
     fn required_inputs(&self) -> &[(ValueId, String)];
 

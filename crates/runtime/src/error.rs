@@ -1,6 +1,7 @@
 //! Why an engine did not load or run a model.
 
 use optix_ops::OpError;
+use optix_pipeline::Case;
 
 /// A node that an engine cannot run, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +75,8 @@ pub enum RuntimeError {
         node: String,
         /// What the panic said.
         what: String,
+        /// The node on its own, where it can be cut out.
+        case: Option<Box<Case>>,
     },
     /// There is no memory for a node's values, on the device or beside it.
     #[error(

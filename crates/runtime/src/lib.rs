@@ -8,6 +8,8 @@
 //!
 //! Results do not depend on the number of threads: every sum has a fixed order.
 
+mod batching;
+mod case;
 mod control;
 mod device;
 mod engine;
@@ -21,12 +23,15 @@ mod math;
 mod onnxruntime;
 mod oracle;
 mod parts;
+mod ort_errors;
 mod plan;
 mod profile;
 mod session;
 mod step;
+mod stream;
 
 pub use device::Placement;
+pub use batching::{Batching, Proof, batching, value_bytes};
 pub use engine::{Engine, LoadOptions, Session, Visit};
 pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};
 pub use error::{RuntimeError, Unsupported};
@@ -34,3 +39,4 @@ pub use machine::{DeviceInfo, Machine};
 pub use onnxruntime::OnnxRuntime;
 pub use oracle::EngineOracle;
 pub use profile::{NodeFacts, Ran, Roofline, StepFacts, StepTimes, Times, roofline};
+pub use stream::{Lane, Look, Outcome, stream};

@@ -11,12 +11,13 @@ use optix_ops::Datum;
 use ort::LoadDynamicError;
 use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{SessionInputValue, SessionInputs, SessionOutputs};
+use ort::session::{OutputSelector, RunOptions, SessionInputValue, SessionInputs, SessionOutputs};
 use ort::value::{DynValue, TensorElementType, TensorRef, ValueType};
 
 use crate::engine::{Engine, LoadOptions, Session, Visit};
 use crate::error::RuntimeError;
 use crate::guard::guarded;
+use crate::ort_errors::explained;
 use crate::profile::Times;
 use crate::profile::library::{Overhead, Profile};
 
@@ -25,6 +26,8 @@ const NAME: &str = "onnxruntime";
 
 /// Minor version of the oldest library that works.
 const OLDEST: u32 = ort::MINOR_VERSION;
+/// Weights of so many bytes go to the library in a file of their own.
+const SPREAD: u64 = 4 << 20;
 
 /// The library this process has loaded; there can be only one.
 static LOADED: OnceLock<Result<Library, String>> = OnceLock::new();
@@ -317,17 +320,14 @@ fn refused(what: impl std::fmt::Display) -> RuntimeError {
 
 impl OrtSession {
     /// Makes a session that gives the wanted values, unless the last one does.
-    fn prepare(&mut self, wanted: &[ValueId]) -> Result<&mut ort::session::Session, RuntimeError> {
+    fn prepare(&mut self, wanted: &[ValueId]) -> Result<(), RuntimeError> {
         let fits = |loaded: &Loaded| wanted.iter().all(|value| loaded.wanted.contains(value));
         if !self.loaded.as_ref().is_some_and(fits) {
             self.loaded = None;
             let session = self.open(&self.with_outputs(wanted)?, None)?;
             self.loaded = Some(Loaded { wanted: wanted.to_vec(), session });
         }
-        match &mut self.loaded {
-            Some(loaded) => Ok(&mut loaded.session),
-            None => Err(RuntimeError::Environment("no session".into())),
-        }
+        Ok(())
     }
 
     /// The model with all wanted values among its outputs.
@@ -350,7 +350,6 @@ impl OrtSession {
 
     /// A session of a model; with a path, one that writes a profile there.
     fn open(&self, model: &Model, profile: Option<&Path>) -> Result<ort::session::Session, RuntimeError> {
-        let bytes = optix_io::onnx_bytes(model).map_err(refused)?;
         let mut builder = ort::session::Session::builder(&self.environment)
             .and_then(|builder| {
                 let builder = builder
@@ -363,7 +362,17 @@ impl OrtSession {
                 })
             })
             .map_err(refused)?;
-        builder.commit_from_memory(&bytes).map_err(refused)
+        let failed = |error: ort::Error| explained(NAME, &self.model, &error.to_string());
+        // Weights in a file of their own are mapped by the library; within the model they would be in memory
+        // up to three times while it loads.
+        if model.tensor_bytes() >= SPREAD
+            && let Ok(directory) = tempfile::tempdir()
+            && let Ok(path) = optix_io::spread(model, directory.path())
+        {
+            return builder.commit_from_file(path).map_err(failed);
+        }
+        let bytes = optix_io::onnx_bytes(model).map_err(refused)?;
+        builder.commit_from_memory(&bytes).map_err(failed)
     }
 
     /// The feeds as the library takes them, by name.
@@ -563,8 +572,16 @@ impl Session for OrtSession {
                 None => computed.push((value, name_of(&self.model, value))),
             }
         }
-        let session = self.prepare(wanted)?;
-        let outputs = session.run(named).map_err(refused)?;
+        // Only what is wanted is fetched: the library need not compute the rest.
+        let selected = computed.iter().fold(OutputSelector::no_default(), |all, (_, name)| all.with(name));
+        let options = RunOptions::new().map_err(refused)?.with_outputs(selected);
+        self.prepare(wanted)?;
+        let Some(Loaded { session, .. }) = &mut self.loaded else {
+            return Err(RuntimeError::Environment("no session".into()));
+        };
+        let outputs = session
+            .run_with_options(named, &options)
+            .map_err(|error| explained(NAME, &self.model, &error.to_string()))?;
         for (value, name) in computed {
             let missing = || RuntimeError::UnknownValue(name.clone());
             visit(value, &fetch(&name, outputs.get(&name).ok_or_else(missing)?)?)?;
@@ -591,7 +608,11 @@ impl Session for OrtSession {
     fn execute(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
         let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
         let named = self.named(feeds, &mut kept)?;
-        let outputs: SessionOutputs<'_> = self.prepare(wanted)?.run(named).map_err(refused)?;
+        self.prepare(wanted)?;
+        let Some(Loaded { session, .. }) = &mut self.loaded else {
+            return Err(RuntimeError::Environment("no session".into()));
+        };
+        let outputs: SessionOutputs<'_> = session.run(named).map_err(refused)?;
         drop(outputs);
         Ok(())
     }

@@ -5,8 +5,9 @@ use optix_pipeline::{Batches, Oracle, OracleError, PairVisitor, Visitor};
 
 use crate::device::Placement;
 use crate::engine::{Engine, LoadOptions, Session};
-use crate::error::RuntimeError;
+use crate::error::{RuntimeError, Unsupported};
 use crate::parts::AtOnce;
+use crate::stream::Lane;
 
 /// An engine as passes see it.
 pub struct EngineOracle {
@@ -43,6 +44,14 @@ impl EngineOracle {
         }
     }
 
+    /// A model loaded for [`stream`](crate::stream).
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn lane<'m>(&self, model: &'m Model, wanted: Vec<ValueId>) -> Result<Lane<'m>, OracleError> {
+        Lane::new(&*self.engine, &self.options, model, wanted)
+    }
+
     /// A session of a model, and the ids of its outputs.
     fn load(&self, model: &Model) -> Result<(Box<dyn Session>, Vec<ValueId>), OracleError> {
         let session = self.engine.load(model, &self.options)?;
@@ -55,10 +64,10 @@ impl From<RuntimeError> for OracleError {
     fn from(error: RuntimeError) -> OracleError {
         match error {
             RuntimeError::Unsupported { engine, nodes } => {
-                OracleError::Unsupported { engine, nodes: nodes.iter().map(ToString::to_string).collect() }
+                OracleError::Unsupported { engine, count: nodes.len(), reasons: by_reason(&nodes) }
             }
             RuntimeError::Node { node, source } => OracleError::Node { node, what: source.to_string() },
-            RuntimeError::Internal { node, what } => OracleError::Internal { node, what },
+            RuntimeError::Internal { node, what, case } => OracleError::Internal { node, what, case },
             RuntimeError::Environment(what) => OracleError::Environment(what),
             error @ RuntimeError::OutOfMemory { .. } => OracleError::Environment(error.to_string()),
             error @ (RuntimeError::Feed { .. }
@@ -70,24 +79,51 @@ impl From<RuntimeError> for OracleError {
     }
 }
 
-/// Feeds by name as feeds by value. What the model does not take as input is an error.
+/// Every reason once, with all nodes it is about: an operator that is missing is mostly used many times.
+fn by_reason(nodes: &[Unsupported]) -> Vec<String> {
+    let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
+    for Unsupported { node, reason } in nodes {
+        match reasons.iter_mut().find(|(known, _)| known == reason) {
+            Some((_, nodes)) => nodes.push(node),
+            None => reasons.push((reason, vec![node])),
+        }
+    }
+    reasons.into_iter().map(|(reason, nodes)| format!("{reason}: {}", nodes.join(", "))).collect()
+}
+
+/// The inputs of a model: name, value, and type for people.
+pub(crate) struct Inputs(Vec<(String, ValueId, String)>);
+
+impl Inputs {
+    pub(crate) fn of(model: &Model) -> Inputs {
+        let inputs = model.graph(model.main()).inputs().iter();
+        Inputs(
+            inputs
+                .map(|input| {
+                    let ty = input.ty.as_ref().map_or_else(String::new, |ty| format!(" {ty}"));
+                    (model.value(input.value).name().to_owned(), input.value, ty)
+                })
+                .collect(),
+        )
+    }
+
+    /// Feeds by name as feeds by value. What the model does not take as input is an error.
+    pub(crate) fn by_value(&self, feeds: &[(String, Tensor)]) -> Result<Vec<(ValueId, Tensor)>, OracleError> {
+        let find = |(name, tensor): &(String, Tensor)| {
+            let input = self.0.iter().find(|(known, ..)| known == name);
+            input.map(|(_, value, _)| (*value, tensor.clone())).ok_or_else(|| {
+                let known: Vec<String> =
+                    self.0.iter().map(|(known, _, ty)| format!("`{known}`{ty}")).collect();
+                let known = known.join(", ");
+                OracleError::Feeds(format!("the model has no input `{name}`; it has {known}"))
+            })
+        };
+        feeds.iter().map(find).collect()
+    }
+}
+
 fn by_value(model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<(ValueId, Tensor)>, OracleError> {
-    let inputs = model.graph(model.main()).inputs();
-    feeds
-        .iter()
-        .map(|(name, tensor)| {
-            let input = inputs.iter().find(|input| model.value(input.value).name() == name);
-            match input {
-                Some(input) => Ok((input.value, tensor.clone())),
-                None => {
-                    let names: Vec<&str> =
-                        inputs.iter().map(|input| model.value(input.value).name()).collect();
-                    let names = names.join("`, `");
-                    Err(OracleError::Feeds(format!("the model has no input `{name}`; it has `{names}`")))
-                }
-            }
-        })
-        .collect()
+    Inputs::of(model).by_value(feeds)
 }
 
 impl Oracle for EngineOracle {

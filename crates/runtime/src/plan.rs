@@ -63,6 +63,9 @@ const MOST_STEPS: usize = 4 << 20;
 /// Deepest nesting of bodies and calls.
 const DEEPEST: usize = 64;
 
+#[cfg(test)]
+mod tests;
+
 impl Plan {
     /// Plans the main graph of a model for the host.
     ///

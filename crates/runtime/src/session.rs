@@ -20,7 +20,7 @@ use crate::step::{Place, Step};
 
 /// A loaded model.
 pub(crate) struct PlanSession {
-    plan: Plan,
+    plan: Arc<Plan>,
     pool: Option<rayon::ThreadPool>,
     device: Option<DevicePlace>,
     required: Vec<(ValueId, String)>,
@@ -68,7 +68,7 @@ impl PlanSession {
             .collect();
         let device = device.map(|device| DevicePlace { device, tally: Tally::default() });
         PlanSession {
-            plan,
+            plan: Arc::new(plan),
             pool,
             device,
             required,
@@ -306,6 +306,24 @@ impl Session for PlanSession {
             activations: Some(peak),
             constants: Some(constants.map(|tensor| tensor.bytes().len() as u64).sum()),
             clock: 0.0,
+        })
+    }
+
+    fn fork(&self) -> Option<Box<dyn Session>> {
+        // A device has threads of its own.
+        self.device.is_none().then(|| {
+            Box::new(PlanSession {
+                plan: self.plan.clone(),
+                pool: None,
+                device: None,
+                required: self.required.clone(),
+                schedule: None,
+                buffers: Arc::default(),
+                fuse: self.fuse,
+                cuts: self.cuts.clone(),
+                recorder: None,
+                timed: Vec::new(),
+            }) as Box<dyn Session>
         })
     }
 

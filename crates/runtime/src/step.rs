@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use optix_ir::{Node, Tensor, ValueId};
 use optix_ops::{Call, Datum, DatumCall, DatumKernel, Kernel, OpError};
 
+use crate::case::case;
 use crate::control::Control;
 use crate::device::kernels::Run;
 use crate::device::{self, DeviceCall, DevicePlace, RtValue};
@@ -174,7 +175,14 @@ impl Step {
             Some(pool) => pool.install(kernel),
             None => threads::serially(kernel),
         });
-        self.name_errors(result)
+        self.name_errors(result).map_err(|error| match error {
+            RuntimeError::Internal { node, what, case: None } => {
+                let inputs: Vec<Option<Tensor>> = inputs.iter().map(|input| input.cloned()).collect();
+                let case = case(&self.node, self.opset, &inputs).map(Box::new);
+                RuntimeError::Internal { node, what, case }
+            }
+            error => error,
+        })
     }
 
     fn name_errors<T>(&self, result: Result<Result<T, OpError>, String>) -> Result<T, RuntimeError> {
@@ -196,7 +204,7 @@ impl Step {
                 let node = self.label.clone();
                 Err(match out_of_memory(&panic) {
                     Some(what) => RuntimeError::OutOfMemory { node, what },
-                    None => RuntimeError::Internal { node, what: panic },
+                    None => RuntimeError::Internal { node, what: panic, case: None },
                 })
             }
         }

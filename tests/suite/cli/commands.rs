@@ -171,48 +171,6 @@ fn infer_keeps_outputs_and_inner_values() {
 }
 
 #[test]
-fn eval_measures_and_compares() {
-    let place = Place::new();
-    let data = "--data fixtures/data/fmnist-eval.toml --samples 500";
-    let facts = place.json(&format!("eval {MODEL} {data} --json"));
-    assert_eq!((&facts["schema"], &facts["samples"]), (&"optix-eval/1".into(), &500.into()));
-    let top1 = &facts["value"];
-    let figure = |key: &str| top1[key].as_f64().expect("a number");
-    assert!((0.85..0.95).contains(&figure("value")), "{top1}");
-    assert!(figure("low") < figure("value") && figure("value") < figure("high"), "{top1}");
-    let text = place.ok(&format!("eval {MODEL} {data} --metric top5")).stdout;
-    assert!(text.starts_with("top5 ") && text.contains("on 500 samples"), "{text}");
-    let line = format!("eval {MODEL} {data} --vs fixtures/models/fmnist_resnet.onnx");
-    let facts = &place.json(&format!("{line} --json"))["evaluation"];
-    assert_eq!(facts["samples"], 500);
-    assert_eq!(facts["accuracy"]["after"], top1["value"]);
-    assert!(facts["agreement"]["value"].as_f64() > Some(0.8), "{facts}");
-    assert!(place.ok(&line).stdout.contains("same top-1 answer"));
-    let own = place.json(&format!("eval {MODEL} {data} --vs {MODEL} --json"));
-    assert_eq!(own["evaluation"]["outputs"][0]["equal"], true);
-    for wrong in ["--metric top0", "--metric f1", "--vs nowhere.onnx"] {
-        place.ends(&format!("eval {MODEL} {data} {wrong}"), 2);
-    }
-}
-
-#[test]
-fn compare_shows_where_models_part() {
-    let place = Place::new();
-    place.ok(&format!("quantize {MODEL} -o int8.onnx {} -q", super::CALIB));
-    let data = "--data fixtures/data/fmnist-eval.toml --samples 8";
-    let same = place.json(&format!("compare {MODEL} {MODEL} {data} --json"));
-    let values = same["values"].as_array().expect("a list");
-    assert!(values.len() > 30 && values.iter().all(|value| value["equal"] == true));
-    let facts = place.json(&format!("compare {MODEL} int8.onnx {data} --json"));
-    assert_eq!((&facts["schema"], &facts["samples"]), (&"optix-compare/1".into(), &8.into()));
-    let logits = facts["values"].as_array().expect("a list").last().expect("a value");
-    assert_eq!(logits["name"], "logits");
-    assert!(logits["sqnr_db"].as_f64() > Some(15.0), "{logits}");
-    let text = place.ok(&format!("compare {MODEL} int8.onnx {data}")).stdout;
-    assert!(text.contains("\nworst: ") && text.contains(" logits"), "{text}");
-}
-
-#[test]
 fn data_are_checked_against_a_model() {
     let place = Place::new();
     let text = place.ok(&format!("data check fixtures/data/fmnist-calib.toml --model {MODEL}")).stdout;

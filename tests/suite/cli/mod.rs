@@ -3,6 +3,7 @@
 mod commands;
 mod data;
 mod profile;
+mod evaluation;
 mod reports;
 mod runs;
 
