@@ -284,6 +284,7 @@ impl Session for PlanSession {
                 break;
             }
             recorder = Recorder::default();
+            self.timed.clear();
             recorder.start();
             self.run_values(feeds.clone(), wanted, Some(&recorder), &mut |_, _, _| Ok(()))?;
         }
