@@ -22,16 +22,16 @@ mod machine;
 mod math;
 mod onnxruntime;
 mod oracle;
-mod parts;
 mod ort_errors;
+mod parts;
 mod plan;
 mod profile;
 mod session;
 mod step;
 mod stream;
 
-pub use device::Placement;
 pub use batching::{Batching, Proof, batching, value_bytes};
+pub use device::Placement;
 pub use engine::{Engine, LoadOptions, Session, Visit};
 pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};
 pub use error::{RuntimeError, Unsupported};

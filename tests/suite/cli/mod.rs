@@ -2,8 +2,8 @@
 
 mod commands;
 mod data;
-mod profile;
 mod evaluation;
+mod profile;
 mod reports;
 mod runs;
 
