@@ -195,8 +195,8 @@ impl Draw {
     }
 
     fn tensor(&mut self, name: &str, ty: &Type) -> Tensor {
-        let ty = ty.as_tensor().expect("problems are about tensors");
         let shape: Vec<usize> = ty.fixed_shape().expect("inputs of problems have fixed shapes");
+        let ty = ty.as_tensor().expect("problems are about tensors");
         let count: usize = shape.iter().product();
         let numbers = 0..count;
         match ty.dtype.expect("it has a type") {
@@ -207,9 +207,10 @@ impl Draw {
             DType::I64 => {
                 Tensor::from_vec(shape, numbers.map(|_| (self.next() % 3) as i64).collect::<Vec<i64>>())
             }
-            DType::Bool => {
-                Tensor::from_bools(shape, &numbers.map(|_| self.next() % 2 == 0).collect::<Vec<bool>>())
-            }
+            DType::Bool => Tensor::from_bools(
+                shape,
+                &numbers.map(|_| self.next().is_multiple_of(2)).collect::<Vec<bool>>(),
+            ),
             other => panic!("{name}: nothing is drawn of type {other}"),
         }
     }

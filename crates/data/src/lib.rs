@@ -45,10 +45,8 @@ pub use overlap::{OverlapReport, overlap};
 pub use source::{Classes, Columns, Kind, SourceOptions};
 pub use spec::{DataSpec, InputSteps, MAX_SPEC_BYTES};
 pub use statistics::{AccuracyChange, Interval, Mean, PairedCounts, Verdict, judge_share, wilson};
-pub use statistics::{AccuracyChange, Interval, PairedCounts, Verdict, judge_share, wilson};
 pub use steps::{
     Channel, Mel, MelLog, MelNorm, MelPad, MelScale, Mode, Order, Padding, Place, Preset, Side, Size, Step,
     TokenOutput, Tokenize, TypeName, apply_steps,
 };
-pub use steps::{Order, Step, TypeName, apply_steps};
 pub use survey::{Preview, Survey, Values};

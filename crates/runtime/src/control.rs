@@ -55,7 +55,7 @@ pub(crate) fn walk(
         };
         if let Some(recorder) = place.recorder {
             recorder
-                .leave(number, item, steps, values, &outputs, place.device)
+                .leave(number, item, steps, values, &outputs, place.device.map(|place| &place.device))
                 .map_err(RuntimeError::Environment)?;
         }
         for (slot, value) in outputs {
