@@ -75,7 +75,7 @@ fn images() -> Vec<Row> {
     let good = fixture("media/pictures/rgb.png");
     let jpeg = fixture("media/pictures/rgb.jpg");
     let folder = |name: &str, file: &str, content: &[u8], says: &[&str]| {
-        row(name, "in/set", &[(&format!("in/set/a/{file}"), content)], &[&["in/set/a/"], says].concat())
+        row(name, "in/set", &[(&format!("in/set/a/{file}"), content)], &[&["in/set/a/"][..], says].concat())
     };
     vec![
         folder("image: no bytes", "x.png", b"", &["the file is empty"]),
@@ -161,7 +161,7 @@ fn several() -> Vec<Row> {
 
 fn sounds() -> Vec<Row> {
     let one = |name: &str, content: &[u8], says: &[&str]| {
-        row(name, "in/x.wav", &[("in/x.wav", content)], &[&["in/x.wav"], says].concat())
+        row(name, "in/x.wav", &[("in/x.wav", content)], &[&["in/x.wav"][..], says].concat())
     };
     let samples = [0u8; 64];
     vec![
@@ -184,7 +184,7 @@ fn sounds() -> Vec<Row> {
 
 fn tables() -> Vec<Row> {
     let csv = |name: &str, text: &str, says: &[&str]| {
-        row(name, "in/x.csv", &[("in/x.csv", text.as_bytes())], &[&["in/"], says].concat())
+        row(name, "in/x.csv", &[("in/x.csv", text.as_bytes())], &[&["in/"][..], says].concat())
     };
     let with = |name: &str, options: &str, text: &str, says: &[&str]| {
         row(name, &format!("in/x.csv?{options}"), &[("in/x.csv", text.as_bytes())], says)
@@ -281,7 +281,7 @@ fn tables() -> Vec<Row> {
 
 fn lines() -> Vec<Row> {
     let jsonl = |name: &str, text: &str, says: &[&str]| {
-        row(name, "in/x.jsonl", &[("in/x.jsonl", text.as_bytes())], &[&["in/x.jsonl"], says].concat())
+        row(name, "in/x.jsonl", &[("in/x.jsonl", text.as_bytes())], &[&["in/x.jsonl"][..], says].concat())
     };
     let good = "{\"x\": [1, 2, 3, 4.5], \"label\": 1}\n";
     vec![
@@ -360,7 +360,7 @@ fn tokenizers() -> Vec<Row> {
     };
     let good = || fixture("media/tokenizer.json");
     let damaged = |name: &str, tokenizer: Vec<u8>, says: &[&str]| {
-        row(name, tokenizer, "output = \"ids\"", &[&["in/tokenizer.json"], says].concat())
+        row(name, tokenizer, "output = \"ids\"", &[&["in/tokenizer.json"][..], says].concat())
     };
     vec![
         damaged("tokenizer: no bytes", Vec::new(), &["no tokenizer.json"]),

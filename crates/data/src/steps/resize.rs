@@ -60,7 +60,11 @@ impl Mode {
             }
             Mode::Bilinear => (1.0 - distance).max(0.0),
             Mode::Hamming if distance >= 1.0 => 0.0,
-            Mode::Hamming => sinc(distance) * (0.54 + 0.46 * (distance * std::f64::consts::PI).cos()),
+            Mode::Hamming => {
+                // Pillow has these two in 32 bits, which shows in the last bit of a byte now and then.
+                let (mean, wave) = (f64::from(0.54f32), f64::from(0.46f32));
+                sinc(distance) * (mean + wave * (distance * std::f64::consts::PI).cos())
+            }
             Mode::Bicubic if distance < 1.0 => ((a + 2.0) * distance - (a + 3.0)) * distance * distance + 1.0,
             Mode::Bicubic if distance < 2.0 => (((distance - 5.0) * distance + 8.0) * distance - 4.0) * a,
             Mode::Bicubic => 0.0,
