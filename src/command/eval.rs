@@ -88,6 +88,7 @@ impl Threshold {
 /// Measures a model, or two.
 pub fn eval(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     let started = Instant::now();
+    let cancel = setup::cancel_on_interrupt();
     let parse =
         |text: &String| Metric::parse(text).map_err(|what| anyhow::anyhow!("--metric {text}: {what}"));
     let mut metrics = options.metrics.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
@@ -117,7 +118,6 @@ pub fn eval(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     inputs.extend(loaded.sources.iter().map(|source| source.path()));
     options.report.iter().try_for_each(|path| report::check(path, &inputs))?;
     let oracle = setup::engine(global)?;
-    let cancel = setup::cancel_on_interrupt();
     let bars = screen::Bars::new(global);
     let choose = |batch: &Batch, found: &Tensor| match distinct.is_empty() {
         true => by_default(batch, found, options),

@@ -75,7 +75,7 @@ fn eval_measures_what_the_data_allow() {
         ("--metric sqnr-db", "are class"),
         ("--metric agreement", "--vs"),
         ("--metric probe", "--train"),
-        ("--metric perplexity", "input_ids"),
+        ("--metric perplexity", "label for every token"),
         ("--output logit", "did you mean `logits`?"),
         ("--require top1-drop=1", "--vs"),
         ("--require top1", "metric=number"),
@@ -157,7 +157,7 @@ fn samples_are_run_together_only_where_that_changes_nothing() {
     // Each sample by itself; one scaled by the greatest value of all; one that puts the samples' axis last; one
     // that takes a single sample whatever its input says.
     let models = [
-        ("plain.onnx", "g (float[N,3] x) => (float[N,3] y) { y = Tanh (x) }", 8, ""),
+        ("plain.onnx", "g (float[N,3] x) => (float[N,3] y) { y = Relu (x) }", 8, ""),
         (
             "coupled.onnx",
             "g (float[N,3] x) => (float[N,3] y) { axes = Constant <value = int64[2] {0, 1}> ()\n m = ReduceMax (x, axes)\n y = Div (x, m) }",
@@ -237,16 +237,15 @@ fn recorded_outputs_and_commands_are_metrics_too() {
 #[test]
 fn an_interrupt_ends_with_130() {
     let place = Place::new();
-    // A command that never reads on holds the evaluation up for as long as it takes.
+    // A command that is slow to read holds the evaluation up for long enough.
     let mut command = place.command(&format!("eval {MODEL} --data fixtures/data/fmnist-eval.toml"));
-    command.args([
-        "--progress",
-        "always",
-        "--metric",
-        "cmd:head -c 1 >/dev/null; sleep 1; cat >/dev/null; echo 1",
-    ]);
+    let slow = "cmd:touch started; head -c 1 >/dev/null; sleep 2; cat >/dev/null; echo 1";
+    command.args(["--progress", "always", "--metric", slow]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
-    std::thread::sleep(Duration::from_millis(300));
+    let waiting = Instant::now();
+    while !place.exists("started") && waiting.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let id = child.id().to_string();
     let sent = std::process::Command::new("kill").args(["-INT", &id]).status().expect("kill");
     let started = Instant::now();
@@ -330,12 +329,12 @@ fn errors_of_engines_name_the_node_and_what_helps() {
             vec!["Gather", "`y`", "9"],
         ),
         (
-            "g (int64[N,2] i) => (int64[N,2] y) <int64 one = {7}> { y = Div (one, i) }",
+            "g (int64[N,2] i) => (int64[N,2] y) <int64[1] one = {7}> { y = Div (one, i) }",
             "zero.npy",
             vec!["Div", "`y`", "divided by zero"],
         ),
         (
-            "g (int64[N,2] i) => (int64[N,2] y) <int64 one = {7}> { y = Mod (one, i) }",
+            "g (int64[N,2] i) => (int64[N,2] y) <int64[1] one = {7}> { y = Mod (one, i) }",
             "zero.npy",
             vec!["Mod", "`y`", "divided by zero"],
         ),
