@@ -23,6 +23,7 @@ mod math;
 mod onnxruntime;
 mod oracle;
 mod ort_errors;
+mod ort_tensors;
 mod parts;
 mod plan;
 mod profile;

@@ -135,11 +135,11 @@ fn equal_outputs_meet_every_threshold_and_broken_ones_none() {
     place.write("wrong.onnx", parse("{ z = Sub (image, image) y = Div (z, z) }"));
     let data = "--data fixtures/data/fmnist-eval.toml --samples 3";
     let facts = place.json(&format!("eval wrong.onnx --vs right.onnx {data} --json"));
-    assert_eq!(facts["evaluation"]["outputs"][0]["equal"], false);
+    assert_eq!(facts["outputs"][0]["equal"], false);
     let text = place.ok(&format!("eval wrong.onnx --vs right.onnx {data}")).stdout;
     assert!(text.contains("not a finite number"), "{text}");
     let text = place.ok(&format!("compare right.onnx wrong.onnx {data}")).stdout;
-    assert!(text.contains("none  greatest error"), "{text}");
+    assert!(text.lines().any(|line| line.trim_start_matches([' ', '>', '*']).starts_with("none ")), "{text}");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn external_data_are_written_beside_the_model() {
     assert_eq!(place.list().len(), 2, "{:?}", place.list());
     let data = "--data fixtures/data/fmnist-eval.toml --samples 8";
     let facts = place.json(&format!("eval out.onnx --vs {MODEL} {data} --json"));
-    assert_eq!(facts["evaluation"]["outputs"][0]["equal"], true);
+    assert_eq!(facts["outputs"][0]["equal"], true);
 }
 
 #[test]

@@ -108,8 +108,8 @@ fn images() -> Vec<Row> {
         row(
             "image folder: class that is not listed",
             "in/set",
-            &[("in/set/classes.txt", b"cat\ndog\n"), ("in/set/dgo/y.png", &good)],
-            &["`dgo`", "did you mean `dog`?"],
+            &[("in/set/classes.txt", b"cat\ndog\n"), ("in/set/doog/y.png", &good)],
+            &["`doog`", "did you mean `dog`?"],
         ),
         row(
             "image folder: class twice",

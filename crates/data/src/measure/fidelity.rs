@@ -128,6 +128,13 @@ impl Meter for Whole {
         }
         let found = rows_of(seen.found, seen.batch.count)?;
         for (reference, found) in seen.references()?.into_iter().zip(found) {
+            if reference.len() != found.len() {
+                return Err(DataError::Labels(format!(
+                    "a sample's label has {} numbers and its output {}: --metric says what to measure, --output on which output",
+                    reference.len(),
+                    found.len()
+                )));
+            }
             let flat = |row: Vec<f64>| optix_ir::Tensor::from_vec(vec![row.len()], row);
             self.distance.add(&flat(reference), &flat(found))?;
         }

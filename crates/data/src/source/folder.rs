@@ -136,6 +136,11 @@ fn class_order(path: &Path, folders: &[String], settings: &Settings) -> Result<V
         None => (None, ""),
     };
     let Some(names) = names else { return Ok(folders.to_vec()) };
+    if let Some(twice) =
+        names.iter().enumerate().find_map(|(at, name)| names.iter().take(at).find(|other| *other == name))
+    {
+        return Err(DataError::invalid(path, "", format!("`{twice}` is named twice in {origin}")));
+    }
     if let Some(extra) = folders.iter().find(|folder| !names.contains(folder)) {
         let hint = crate::spec::did_you_mean(extra, names.iter().map(String::as_str));
         let what = format!("folder `{extra}` is none of the {} classes of {origin}{hint}", names.len());

@@ -242,6 +242,9 @@ pub(crate) fn depth_to_space(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
 
 pub(crate) fn space_to_depth(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
     let (size, [n, c, h, w]) = blocks(call)?;
+    if call.node.string("mode").is_some_and(|mode| mode != "DCR") {
+        return None;
+    }
     if h % size != 0 || w % size != 0 {
         return None;
     }
