@@ -2,7 +2,7 @@
 //!
 //! [`Engine`] loads a model into a [`Session`], which runs it on feeds and shows any values a caller wants
 //! to see. The embedded engine, [`Cpu`], plans a model once (kernels chosen for every node, constants
-//! folded and packed) and then walks a flat list of steps. Its kernels for 32-bit floats and 8-bit integers
+//! folded and packed) and then walks a flat list of steps, of which `fuse` makes groups that run as one. Its kernels for 32-bit floats and 8-bit integers
 //! are in `kernels`, one file an operator family, over the numeric loops in `math`; everything else runs on
 //! the reference kernels of `optix_ops`.
 //!
