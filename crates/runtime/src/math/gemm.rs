@@ -58,8 +58,9 @@ pub(crate) trait Source<'a>: Copy {
     /// Number of columns.
     fn count(self) -> usize;
 
-    /// Of every row the `length` elements from column `from` on; none where they cannot be read.
-    fn rows(self, from: usize, length: usize) -> impl Iterator<Item = Option<&'a [f32]>>;
+    /// Of row `k` the `length` elements from column `from` on; none where they cannot be read. Never panics,
+    /// and is no closure: both would take the sums of a tile out of its registers.
+    fn row(self, k: usize, from: usize, length: usize) -> Option<&'a [f32]>;
 }
 
 impl<'a> Source<'a> for Columns<'a> {
@@ -68,9 +69,9 @@ impl<'a> Source<'a> for Columns<'a> {
     }
 
     #[inline(always)]
-    fn rows(self, from: usize, length: usize) -> impl Iterator<Item = Option<&'a [f32]>> {
-        let data = self.data.get(from..).unwrap_or_default();
-        self.offsets.iter().map(move |&offset| data.get(offset..offset.wrapping_add(length)))
+    fn row(self, k: usize, from: usize, length: usize) -> Option<&'a [f32]> {
+        let start = self.offsets.get(k)?.wrapping_add(from);
+        self.data.get(start..start.wrapping_add(length))
     }
 }
 
@@ -80,9 +81,9 @@ impl<'a> Source<'a> for Panel<'a> {
     }
 
     #[inline(always)]
-    fn rows(self, from: usize, length: usize) -> impl Iterator<Item = Option<&'a [f32]>> {
-        let (rows, _) = self.data.as_chunks::<PANEL>();
-        rows.iter().map(move |row| row.get(from..from.wrapping_add(length)))
+    fn row(self, k: usize, from: usize, length: usize) -> Option<&'a [f32]> {
+        let start = k.wrapping_mul(PANEL).wrapping_add(from);
+        self.data.get(start..start.wrapping_add(length))
     }
 }
 
@@ -257,8 +258,8 @@ fn tile<'a, S: Simd, B: Source<'a>, const R: usize, const V: usize>(
     // Nothing in this loop may panic: a way out other than its end would keep the sums in memory.
     let (factors, _) = rows.data[first * rows.depth..(first + R) * rows.depth].as_chunks::<R>();
     let mut done = 0;
-    for (factors, row) in factors.iter().zip(columns.rows(column, V * lanes)) {
-        let Some(row) = row else { break };
+    for (k, factors) in factors.iter().enumerate() {
+        let Some(row) = columns.row(k, column, V * lanes) else { break };
         let Ok(row) = bytemuck::try_cast_slice::<f32, S::f32s>(row) else { break };
         let Some(right) = row.first_chunk::<V>() else { break };
         for_each_row!(r, R, {
