@@ -320,3 +320,42 @@ def latency(models, feeds, batch, rounds=40, budget_s=20.0):
         name: {"ms": 1000 * statistics.median(own), "ratio": statistics.median(a / b for a, b in zip(own, base, strict=True)), "n": len(own)}
         for name, own in times.items()
     }
+
+
+# --- optix profile -----------------------------------------------------------------------------------------------
+
+
+def profile_options(parser, seconds):
+    """Adds what the scripts around `optix profile` share, and parses; the library is by default the one of the Python package."""
+    parser.add_argument("--only", help="names of models, separated by commas")
+    parser.add_argument("--batches", default="1,32")
+    parser.add_argument("--seconds", type=float, default=seconds)
+    parser.add_argument("--ort-lib", help="library of onnxruntime (default: the one of the Python package)")
+    options = parser.parse_args()
+    if not options.optix:
+        parser.error("--optix is needed")
+    if not options.ort_lib:
+        import onnxruntime
+
+        capi = pathlib.Path(onnxruntime.__file__).parent / "capi"
+        options.ort_lib = str(next(capi.glob("libonnxruntime.so*")))
+    return options
+
+
+def profile_subjects(options, fixtures, real):
+    """(name, path, ...) of the rows (name, file, ...) that --models and --only leave."""
+    found = [(name, FIXTURES / "models" / file, *rest) for name, file, *rest in fixtures]
+    if options.models:
+        found += [(name, options.models / file, *rest) for name, file, *rest in real]
+    only = options.only.split(",") if options.only else [name for name, *_ in found]
+    return [subject for subject in found if subject[0] in only]
+
+
+def profile(options, path, batch, threads, seconds, flags):
+    """The JSON of `optix profile`. Raises Failed."""
+    line = [options.optix, "profile", str(path), "--ort-lib", options.ort_lib, "--threads", str(threads), "--batch", str(batch)]
+    line += ["--seconds", str(seconds), "--progress", "never", "--json", *flags]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed(f"exit {done.returncode}: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout)

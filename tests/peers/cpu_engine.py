@@ -10,8 +10,6 @@ library inside the Python package unless `--ort-lib` names another. Exits with 1
 
 import argparse
 import json
-import pathlib
-import subprocess
 import sys
 
 import common
@@ -29,36 +27,14 @@ REAL = [
 
 
 def compare(options, path, batch, flags, threads):
-    line = [options.optix, "profile", str(path), "--engine", "cpu", "--vs-engine", "onnxruntime", "--ort-lib", options.ort_lib]
-    line += ["--threads", str(threads), "--batch", str(batch), "--seconds", str(options.seconds), "--progress", "never", "--json", *flags]
-    done = subprocess.run(line, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise common.Failed(f"exit {done.returncode}: {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout)
+    return common.profile(options, path, batch, threads, options.seconds, ["--engine", "cpu", "--vs-engine", "onnxruntime", *flags])
 
 
 def main():
     parser = common.arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
-    parser.add_argument("--only", help="names of models, separated by commas")
-    parser.add_argument("--batches", default="1,32")
-    parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--ort-lib", help="library of onnxruntime (default: the one of the Python package)")
-    options = parser.parse_args()
-    if not options.optix:
-        parser.error("--optix is needed")
-    if not options.ort_lib:
-        import onnxruntime
-
-        capi = pathlib.Path(onnxruntime.__file__).parent / "capi"
-        options.ort_lib = str(next(capi.glob("libonnxruntime.so*")))
-    subjects = [(name, common.FIXTURES / "models" / file, flags, limits) for name, file, flags, limits in FIXTURES]
-    if options.models:
-        subjects += [(name, options.models / file, flags, limits) for name, file, flags, limits in REAL]
-    only = options.only.split(",") if options.only else [name for name, *_ in subjects]
+    options = common.profile_options(parser, 10)
     rows = []
-    for name, path, flags, limits in subjects:
-        if name not in only:
-            continue
+    for name, path, flags, limits in common.profile_subjects(options, FIXTURES, REAL):
         for batch in map(int, options.batches.split(",")):
             limit = limits[0 if batch == 1 else 1]
             one = compare(options, path, batch, flags, 1)
@@ -69,7 +45,7 @@ def main():
             row["ok"] = row["ratio"] <= limit
             rows.append(row)
             common.note(json.dumps(row))
-    interval = lambda ratio: f"{1 / ratio['value']:.2f} ({1 / ratio['high']:.2f} to {1 / ratio['low']:.2f})"
+    interval = lambda ratio: f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
     table = common.table(
         ["model", "batch", "cpu, CPU ms", "onnxruntime, CPU ms", "ratio", "limit", "latency ratio, 1 thread", "2 threads", "holds"],
         [

@@ -14,9 +14,7 @@ Exits with 1 when a limit is missed.
 import argparse
 import json
 import math
-import pathlib
 import statistics
-import subprocess
 import sys
 import time
 
@@ -55,13 +53,8 @@ DTYPES = {"float": np.float32, "double": np.float64, "float16": np.float16, "boo
 
 
 def profile(options, path, engine, batch, flags, seconds):
-    line = [options.optix, "profile", str(path), "--engine", engine, "--ort-lib", options.ort_lib, "--threads", str(options.threads)]
-    line += ["--batch", str(batch), "--seconds", str(seconds), "--progress", "never", "--json"]
-    line += [flag.replace("{batch}", str(batch)) for flag in flags]
-    done = subprocess.run(line, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise common.Failed(f"exit {done.returncode}: {done.stderr.strip()[-300:]}")
-    return json.loads(done.stdout)["models"][0]
+    flags = [flag.replace("{batch}", str(batch)) for flag in flags]
+    return common.profile(options, path, batch, options.threads, seconds, ["--engine", engine, *flags])["models"][0]
 
 
 def feeds(facts):
@@ -124,29 +117,12 @@ def compare(options, name, path, batch, flags):
 
 def main():
     parser = common.arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
-    parser.add_argument("--only", help="names of models, separated by commas")
-    parser.add_argument("--batches", default="1,32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=1)
-    parser.add_argument("--ort-lib", help="library of onnxruntime (default: the one of the Python package)")
     parser.add_argument("--skip-cpu", dest="cpu", action="store_false")
-    options = parser.parse_args()
-    if not options.optix:
-        parser.error("--optix is needed")
-    if not options.ort_lib:
-        import onnxruntime
-
-        capi = pathlib.Path(onnxruntime.__file__).parent / "capi"
-        options.ort_lib = str(next(capi.glob("libonnxruntime.so*")))
-    subjects = [(name, common.FIXTURES / "models" / file, free, flags) for name, file, free, flags in FIXTURES]
-    if options.models:
-        subjects += [(name, options.models / file, free, flags) for name, file, free, flags in REAL]
-    only = options.only.split(",") if options.only else [name for name, *_ in subjects]
+    options = common.profile_options(parser, 1)
     rows = []
-    for name, path, free, flags in subjects:
-        if name not in only:
-            continue
+    for name, path, free, flags in common.profile_subjects(options, FIXTURES, REAL):
         if not path.exists():
             common.note(f"{name} skipped: {path} is not there")
             continue
