@@ -196,7 +196,7 @@ fn labels(dataset: &Dataset, survey: &Survey) -> String {
         };
     }
     let name = |class: &i64| {
-        let name = usize::try_from(*class).ok().and_then(|class| dataset.classes().get(class));
+        let name = dataset.class_name(*class);
         name.map_or_else(|| class.to_string(), |name| format!("{class} {}", escape_for_terminal(name)))
     };
     let mut text = format!("labels    {count} in {} classes", classes.len());
@@ -258,7 +258,7 @@ fn document(dataset: &Dataset, model: Option<&Path>, bound: Option<&Bound>, surv
         .classes
         .iter()
         .map(|(class, count)| {
-            let name = usize::try_from(*class).ok().and_then(|class| dataset.classes().get(class));
+            let name = dataset.class_name(*class);
             json!({ "class": class, "name": name, "samples": count })
         })
         .collect();

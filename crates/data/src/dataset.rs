@@ -219,6 +219,11 @@ impl Dataset {
         self.inner.opened.classes()
     }
 
+    /// The name of a class, where classes have names.
+    pub fn class_name(&self, class: i64) -> Option<&str> {
+        self.classes().get(usize::try_from(class).ok()?).map(String::as_str)
+    }
+
     /// What the user should know of the source.
     pub fn notes(&self) -> Vec<String> {
         self.inner.opened.notes()

@@ -294,7 +294,7 @@ impl Survey {
         if self.first.len() < SHOWN {
             let label = sample.label.as_ref().map(|label| match label {
                 Label::Class(class) => {
-                    let name = usize::try_from(*class).ok().and_then(|class| dataset.classes().get(class));
+                    let name = dataset.class_name(*class);
                     name.map_or_else(|| class.to_string(), |name| format!("{class} ({name})"))
                 }
                 Label::Tensor(tensor) => shown(tensor),

@@ -465,8 +465,4 @@ impl Source for Frames {
     fn is_resumable(&self) -> bool {
         true
     }
-
-    fn finish(&mut self) -> Result<(), DataError> {
-        Ok(())
-    }
 }

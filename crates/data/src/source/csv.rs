@@ -8,7 +8,7 @@ use optix_base::escape_for_terminal;
 use optix_ir::Tensor;
 
 use super::folder::within;
-use super::labels::LabelTexts;
+use super::labels::{LabelTexts, named_twice};
 use super::options::Columns;
 use super::{Facts, LABEL_NAMES, Opened, Sample, Settings, Source, media};
 use crate::error::DataError;
@@ -86,10 +86,8 @@ pub(crate) fn open(path: &Path, root: &Path, settings: Settings) -> Result<Arc<d
     } else {
         (0..record.len()).map(|index| index.to_string()).collect()
     };
-    if let Some(twice) =
-        columns.iter().enumerate().find(|(at, name)| columns.iter().take(*at).any(|n| n == *name))
-    {
-        let what = format!("column `{}` is there twice", escape_for_terminal(twice.1));
+    if let Some(twice) = named_twice(&columns) {
+        let what = format!("column `{}` is there twice", escape_for_terminal(twice));
         return Err(DataError::invalid(path, "line 1", what));
     }
     let mut first = record.clone();
@@ -371,9 +369,5 @@ impl Source for Records {
 
     fn is_resumable(&self) -> bool {
         true
-    }
-
-    fn finish(&mut self) -> Result<(), DataError> {
-        Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::labels::class_names;
+use super::labels::{class_names, named_twice, read_names};
 use super::options::SourceOptions;
 use super::{Facts, Kind, Label, Opened, Sample, Settings, Source, media, names_in};
 use crate::error::{DataError, shown};
@@ -132,16 +132,15 @@ fn class_order(path: &Path, folders: &[String], settings: &Settings) -> Result<V
     let beside = path.join(CLASS_FILE);
     let (names, origin) = match &settings.spec.options.classes {
         Some(classes) => (class_names(Some(classes), &settings.spec.base, &settings.limits)?, "`classes`"),
-        None if beside.is_file() => (Some(super::labels::read_names(&beside, &settings.limits)?), CLASS_FILE),
+        None if beside.is_file() => (Some(read_names(&beside, &settings.limits)?), CLASS_FILE),
         None => (None, ""),
     };
     let Some(names) = names else { return Ok(folders.to_vec()) };
-    if let Some(twice) =
-        names.iter().enumerate().find_map(|(at, name)| names.iter().take(at).find(|other| *other == name))
-    {
+    if let Some(twice) = named_twice(&names) {
         return Err(DataError::invalid(path, "", format!("`{twice}` is named twice in {origin}")));
     }
-    if let Some(extra) = folders.iter().find(|folder| !names.contains(folder)) {
+    let known: BTreeSet<&String> = names.iter().collect();
+    if let Some(extra) = folders.iter().find(|folder| !known.contains(folder)) {
         let hint = crate::spec::did_you_mean(extra, names.iter().map(String::as_str));
         let what = format!("folder `{extra}` is none of the {} classes of {origin}{hint}", names.len());
         return Err(DataError::invalid(path, "", what));
@@ -269,9 +268,5 @@ impl Source for Files {
 
     fn is_resumable(&self) -> bool {
         true
-    }
-
-    fn finish(&mut self) -> Result<(), DataError> {
-        Ok(())
     }
 }

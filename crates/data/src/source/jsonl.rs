@@ -305,10 +305,6 @@ impl Source for Objects {
     fn is_resumable(&self) -> bool {
         true
     }
-
-    fn finish(&mut self) -> Result<(), DataError> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

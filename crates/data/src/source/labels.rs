@@ -100,6 +100,12 @@ impl LabelTexts {
     }
 }
 
+/// The first name that stands there a second time.
+pub(crate) fn named_twice(names: &[String]) -> Option<&String> {
+    let mut seen = BTreeSet::new();
+    names.iter().find(|name| !seen.insert(*name))
+}
+
 /// Reads the names that the user gave.
 pub(crate) fn class_names(
     classes: Option<&Classes>,

@@ -187,7 +187,9 @@ pub(crate) trait Source: Send {
     /// Passes over samples.
     fn skip(&mut self, count: u64) -> Result<(), DataError>;
     /// Called behind the last sample: checks that the files end there.
-    fn finish(&mut self) -> Result<(), DataError>;
+    fn finish(&mut self) -> Result<(), DataError> {
+        Ok(())
+    }
     /// Whether the next sample can be had after one that could not.
     fn is_resumable(&self) -> bool {
         false
@@ -245,9 +247,7 @@ pub(crate) fn open(kind: Kind, settings: Settings) -> Result<Arc<dyn Opened>, Da
     }
     match kind {
         Kind::Images | Kind::Wav => {
-            let beside = spec.path.join(folder::LABEL_FILE);
-            let table = spec.labels.as_ref().map(|labels| spec.base.join(labels));
-            match table.or_else(|| Some(beside).filter(|path| path.is_file())) {
+            match labels_file(kind, &spec.path, spec.labels.as_deref(), &spec.base) {
                 Some(table) => {
                     // In this table `labels` means the column of the usual name.
                     let inner = DataSpec { labels: None, ..(*settings.spec).clone() };

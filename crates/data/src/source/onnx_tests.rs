@@ -103,8 +103,4 @@ impl Source for Sets {
         self.at = self.at.saturating_add(usize::try_from(count).unwrap_or(usize::MAX));
         Ok(())
     }
-
-    fn finish(&mut self) -> Result<(), DataError> {
-        Ok(())
-    }
 }

@@ -216,8 +216,4 @@ impl Source for Draws {
         self.at = self.at.saturating_add(count);
         Ok(())
     }
-
-    fn finish(&mut self) -> Result<(), DataError> {
-        Ok(())
-    }
 }

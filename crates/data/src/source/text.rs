@@ -124,8 +124,4 @@ impl Source for TextLines {
     fn is_resumable(&self) -> bool {
         true
     }
-
-    fn finish(&mut self) -> Result<(), DataError> {
-        Ok(())
-    }
 }

@@ -117,9 +117,7 @@ impl State<'_> {
                 let one = element(tensor.dtype(), fill)?;
                 let unit = channels.saturating_mul(one.len());
                 let bytes = gather(tensor.bytes(), (unit, width), out, &one, at);
-                Value::Tensor(
-                    Tensor::new(tensor.dtype(), shape, bytes.into()).map_err(|error| error.to_string())?,
-                )
+                Value::of_bytes(tensor.dtype(), shape, bytes)?
             }
         };
         Ok(())
@@ -173,9 +171,7 @@ impl State<'_> {
             Value::Tensor(tensor) => {
                 let size = element(tensor.dtype(), 0.0)?.len();
                 let bytes = select(tensor.bytes(), channels, size, order);
-                Value::Tensor(
-                    Tensor::new(tensor.dtype(), shape, bytes.into()).map_err(|error| error.to_string())?,
-                )
+                Value::of_bytes(tensor.dtype(), shape, bytes)?
             }
         };
         Ok(())

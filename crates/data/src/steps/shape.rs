@@ -1,6 +1,6 @@
 //! Steps on shapes: layout, reshape, lengths of axes.
 
-use optix_ir::{Tensor, element_count};
+use optix_ir::element_count;
 
 use super::state::{State, Value};
 use super::{MAX_ELEMENTS, Order};
@@ -36,10 +36,7 @@ impl State<'_> {
                         }
                         let elements: Vec<&[u8]> = tensor.bytes().chunks_exact(size).collect();
                         let bytes = transpose(&elements, rows, columns).concat();
-                        Value::Tensor(
-                            Tensor::new(tensor.dtype(), moved, bytes.into())
-                                .map_err(|error| error.to_string())?,
-                        )
+                        Value::of_bytes(tensor.dtype(), moved, bytes)?
                     }
                 };
             }
@@ -70,9 +67,7 @@ impl State<'_> {
                 let one = super::image::element(tensor.dtype(), fill)?;
                 let rows = (rows.0.saturating_mul(one.len()), rows.1.saturating_mul(one.len()));
                 let bytes = fit_rows(tensor.bytes(), rows, &one);
-                Value::Tensor(
-                    Tensor::new(tensor.dtype(), wanted, bytes.into()).map_err(|error| error.to_string())?,
-                )
+                Value::of_bytes(tensor.dtype(), wanted, bytes)?
             }
         };
         Ok(())

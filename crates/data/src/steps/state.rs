@@ -160,6 +160,11 @@ pub(super) enum Value {
 }
 
 impl Value {
+    /// Elements that were moved as bytes.
+    pub(super) fn of_bytes(dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> Result<Value, String> {
+        Tensor::new(dtype, shape, bytes.into()).map(Value::Tensor).map_err(|error| error.to_string())
+    }
+
     pub(super) fn shape(&self) -> &[usize] {
         match self {
             Value::Tensor(tensor) => tensor.shape(),
