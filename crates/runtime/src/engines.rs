@@ -33,7 +33,7 @@ impl Engine for Cpu {
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, RuntimeError> {
         let pool = pool(options.threads)?;
         let plan = Plan::new(model, options, self.name(), pool.as_ref())?;
-        Ok(Box::new(PlanSession::new(plan, pool, None, options.fuse)))
+        Ok(Box::new(PlanSession::new(plan.into(), pool, None, options.fuse)))
     }
 }
 
@@ -103,7 +103,7 @@ impl Engine for Burn {
         // Chains run on the host: here they would take values off the device.
         let options = LoadOptions { fuse: false, ..options.clone() };
         let plan = Plan::new(model, &options, self.name, pool.as_ref())?;
-        Ok(Box::new(PlanSession::new(plan, pool, Some(self.device.clone()), false)))
+        Ok(Box::new(PlanSession::new(plan.into(), pool, Some(self.device.clone()), false)))
     }
 }
 
@@ -213,19 +213,27 @@ pub fn engine_names() -> Vec<&'static str> {
     names
 }
 
-/// The threads of a session; none when one is enough.
-fn pool(threads: usize) -> Result<Option<rayon::ThreadPool>, RuntimeError> {
-    let threads = match threads {
+/// The threads that a number of them means: 0 is as many as this process may use.
+pub(crate) fn thread_count(asked: usize) -> usize {
+    match asked {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    if threads == 1 {
-        return Ok(None);
+        asked => asked,
     }
-    let pool = rayon::ThreadPoolBuilder::new()
+}
+
+/// So many threads of their own.
+pub(crate) fn own_threads(threads: usize) -> Result<rayon::ThreadPool, RuntimeError> {
+    rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|index| format!("optix-{index}"))
         .build()
-        .map_err(|error| RuntimeError::Environment(format!("cannot start {threads} threads: {error}")))?;
-    Ok(Some(pool))
+        .map_err(|error| RuntimeError::Environment(format!("cannot start {threads} threads: {error}")))
+}
+
+/// The threads of a session; none when one is enough.
+fn pool(threads: usize) -> Result<Option<rayon::ThreadPool>, RuntimeError> {
+    match thread_count(threads) {
+        1 => Ok(None),
+        threads => own_threads(threads).map(Some),
+    }
 }

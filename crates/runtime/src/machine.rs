@@ -35,7 +35,7 @@ impl Machine {
     pub fn detect() -> Machine {
         Machine {
             processor: processor(),
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: crate::engines::thread_count(0),
             memory: memory(),
             instruction_sets: instruction_sets(),
         }

@@ -53,13 +53,12 @@ impl PlanSession {
     /// A session that runs a plan with a pool's threads, on a device where it has kernels for one.
     /// Chains of operators are fused on the host when `fuse` is set.
     pub(crate) fn new(
-        plan: Plan,
+        plan: Arc<Plan>,
         pool: Option<rayon::ThreadPool>,
         device: Option<Device>,
         fuse: bool,
     ) -> PlanSession {
         let fuse = fuse && device.is_none();
-
         let required = plan
             .inputs
             .iter()
@@ -68,7 +67,7 @@ impl PlanSession {
             .collect();
         let device = device.map(|device| DevicePlace { device, tally: Tally::default() });
         PlanSession {
-            plan: Arc::new(plan),
+            plan,
             pool,
             device,
             required,
@@ -207,7 +206,7 @@ impl PlanSession {
         };
         walk(&plan.steps, &schedule.route, &mut values, place, &mut watch)?;
         let misfits = schedule.route.items.iter().filter_map(|item| match item {
-            Item::Group(group) => group.misfit(),
+            Item::Group(group) => group.misfit.get().copied(),
             Item::Step(_) => None,
         });
         let known = self.cuts.len();
@@ -313,18 +312,8 @@ impl Session for PlanSession {
     fn fork(&self) -> Option<Box<dyn Session>> {
         // A device has threads of its own.
         self.device.is_none().then(|| {
-            Box::new(PlanSession {
-                plan: self.plan.clone(),
-                pool: None,
-                device: None,
-                required: self.required.clone(),
-                schedule: None,
-                buffers: Arc::default(),
-                fuse: self.fuse,
-                cuts: self.cuts.clone(),
-                recorder: None,
-                timed: Vec::new(),
-            }) as Box<dyn Session>
+            let own = PlanSession::new(self.plan.clone(), None, None, self.fuse);
+            Box::new(PlanSession { cuts: self.cuts.clone(), ..own }) as Box<dyn Session>
         })
     }
 

@@ -15,6 +15,7 @@ use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Batch, Bound, DataError, OracleError};
 
 use crate::engine::{Engine, LoadOptions, Session};
+use crate::engines::thread_count;
 use crate::guard::guarded;
 use crate::oracle::Inputs;
 use crate::parts::AtOnce;
@@ -59,12 +60,8 @@ impl<'m> Lane<'m> {
         model: &'m Model,
         wanted: Vec<ValueId>,
     ) -> Result<Lane<'m>, OracleError> {
-        let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
         let session = engine.load(model, options)?;
-        let workers = match threads {
+        let workers = match thread_count(options.threads) {
             1 => Vec::new(),
             threads => (0..threads).map_while(|_| session.fork().map(Hand::new)).collect(),
         };

@@ -6,6 +6,7 @@ use optix_ir::{DType, Tensor};
 
 use super::find::Constants;
 use super::program::{EXTRA, Function, INPUTS, Input, Instruction, Operand, Program, Source};
+use crate::kernels::normalization::affine;
 use crate::plan::Slot;
 use crate::step::Step;
 
@@ -86,19 +87,10 @@ pub(crate) fn piece(step: &Step, constants: Constants<'_>) -> Option<Piece> {
             if lengths.iter().any(|&length| length != scale.len()) {
                 return None;
             }
-            // As the operator's own kernel computes them.
             let epsilon = float("epsilon", 1e-5);
-            let factors: Vec<f32> = scale
-                .iter()
-                .zip(&variance)
-                .map(|(scale, variance)| scale / (variance + epsilon).sqrt())
-                .collect();
-            let summands = bias
-                .iter()
-                .zip(&mean)
-                .zip(&factors)
-                .map(|((bias, mean), factor)| bias - mean * factor)
-                .collect();
+            let channels = 0..scale.len();
+            let (factors, summands) =
+                channels.map(|c| affine(scale[c], bias[c], mean[c], variance[c], epsilon)).unzip();
             let tensor = |data: Vec<f32>| Tensor::from_vec(vec![data.len()], data);
             Some(Piece::Channels(tensor(factors), tensor(summands)))
         }
@@ -117,24 +109,26 @@ fn number(tensor: &Tensor) -> Option<(f32, usize)> {
 /// Compiles a chain: `members` are numbers of steps in order, the first one the root whose result is the
 /// main value, the last one that whose result is the chain's.
 pub(crate) fn compile(steps: &[Step], members: &[usize], constants: Constants<'_>) -> Option<Program> {
-    let output = |step: usize| steps[step].outputs.first().copied().flatten().map(|(slot, _)| slot);
+    let output = |step: usize| super::find::output(&steps[step]);
     let (&root, chain) = members.split_first()?;
     let mut compiler = Compiler::default();
     let inside: Vec<Slot> = members.iter().map(|&step| output(step)).collect::<Option<_>>()?;
-    for &step in chain {
-        for slot in read_slots(&steps[step], constants) {
+    let pieces: Vec<Piece> =
+        chain.iter().map(|&step| piece(&steps[step], constants)).collect::<Option<_>>()?;
+    for (&step, piece) in chain.iter().zip(&pieces) {
+        for slot in read_slots(&steps[step], piece) {
             if inside.contains(&slot) {
                 *compiler.left.entry(slot).or_default() += 1;
             }
         }
     }
     compiler.place.insert(output(root)?, 0);
-    for &number in chain {
+    for (&number, piece) in chain.iter().zip(pieces) {
         let step = &steps[number];
         let result = output(number)?;
         let operands: Vec<Slot> = step.inputs.iter().copied().flatten().collect();
         let own = |slot: &Slot| inside.contains(slot);
-        let register = match piece(step, constants)? {
+        let register = match piece {
             Piece::Alias => {
                 let from = *operands.first()?;
                 compiler.read(from);
@@ -184,11 +178,8 @@ pub(crate) fn compile(steps: &[Step], members: &[usize], constants: Constants<'_
 }
 
 /// The slots that a step of a chain reads as elements: not limits, exponents and the like.
-fn read_slots<'a>(step: &'a Step, constants: Constants<'_>) -> impl Iterator<Item = Slot> + use<'a> {
-    let count = match piece(step, constants) {
-        Some(Piece::Binary(..)) => 2,
-        _ => 1,
-    };
+fn read_slots<'a>(step: &'a Step, piece: &Piece) -> impl Iterator<Item = Slot> + use<'a> {
+    let count = if matches!(piece, Piece::Binary(..)) { 2 } else { 1 };
     step.inputs.iter().take(count).copied().flatten()
 }
 

@@ -1,7 +1,7 @@
 //! Finding chains in a list of steps.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicUsize;
+use std::sync::OnceLock;
 
 use optix_ir::Tensor;
 
@@ -31,6 +31,16 @@ pub(crate) enum Item {
     Group(Box<Group>),
 }
 
+impl Item {
+    /// Numbers of its steps, ascending.
+    pub(crate) fn members(&self) -> &[usize] {
+        match self {
+            Item::Step(number) => std::slice::from_ref(number),
+            Item::Group(group) => &group.members,
+        }
+    }
+}
+
 /// A *root* with a chain of elementwise operators that is applied to its result.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -42,8 +52,8 @@ pub(crate) struct Group {
     pub program: Program,
     /// Where the result goes.
     pub output: Slot,
-    /// The step whose operand did not fit in some run, and one more; 0 for none.
-    pub misfit: AtomicUsize,
+    /// The step at which the chain has to be cut: an operand of it did not fit in some run.
+    pub misfit: OnceLock<usize>,
 }
 
 /// What a chain follows.
@@ -166,11 +176,7 @@ fn last_uses(items: &[Item], terrain: &Terrain<'_>) -> Vec<Vec<Slot>> {
                 frees[index].push(slot);
             }
         };
-        let members: &[usize] = match item {
-            Item::Step(number) => std::slice::from_ref(number),
-            Item::Group(group) => &group.members,
-        };
-        for step in members.iter().map(|&number| &terrain.steps[number]) {
+        for step in item.members().iter().map(|&number| &terrain.steps[number]) {
             let outputs = step.outputs.iter().flatten().map(|(slot, _)| *slot);
             step.reads().chain(outputs).for_each(&mut see);
         }
@@ -189,6 +195,13 @@ pub(super) fn output(step: &Step) -> Option<Slot> {
 fn grow(root: usize, terrain: &Terrain<'_>, readers: &[Vec<usize>], taken: &[bool]) -> Option<Group> {
     let steps = terrain.steps;
     let first = &steps[root];
+    let fits = first.node.domain().is_empty()
+        && first.control.is_none()
+        && first.has_fast_kernel()
+        && ROOTS.contains(&first.node.op_type.as_str());
+    if !fits {
+        return None;
+    }
     // Lengths at which the chain has one result that is all that others read.
     let mut ends = Vec::new();
     let norm = norm::find(root, terrain, readers);
@@ -199,13 +212,6 @@ fn grow(root: usize, terrain: &Terrain<'_>, readers: &[Vec<usize>], taken: &[boo
         }
         None => (Root::Step, vec![root]),
     };
-    let fits = first.node.domain().is_empty()
-        && first.control.is_none()
-        && first.has_fast_kernel()
-        && ROOTS.contains(&first.node.op_type.as_str());
-    if !fits {
-        return None;
-    }
     let before = members.len() - 1;
     let mut inside = vec![output(&steps[members[before]])?];
     let mut next: BTreeSet<usize> = readers[inside[0]].iter().copied().collect();
@@ -233,5 +239,5 @@ fn grow(root: usize, terrain: &Terrain<'_>, readers: &[Vec<usize>], taken: &[boo
     });
     let (length, members, program) = found?;
     let (output, chain) = (inside[length - 1 - before], length - 1 - before);
-    Some(Group { members, root, chain, program, output, misfit: AtomicUsize::new(0) })
+    Some(Group { members, root, chain, program, output, misfit: OnceLock::new() })
 }

@@ -7,6 +7,8 @@
 
 use optix_ir::Tensor;
 
+use crate::kernels::elementwise::{broadcast, merged};
+use crate::kernels::floats;
 use crate::math::simd::vectorized;
 use crate::math::unary;
 use crate::plan::Slot;
@@ -136,68 +138,31 @@ impl Program {
         if shape.len() < self.least_rank {
             return Err(Misfit(self.least_rank_by));
         }
-        let rank = shape.len();
         let mut data = Vec::with_capacity(self.inputs.len());
-        let mut full: Vec<Vec<usize>> = Vec::with_capacity(self.inputs.len());
+        let mut shapes: Vec<Vec<usize>> = Vec::with_capacity(self.inputs.len());
         for (input, &tensor) in self.inputs.iter().zip(tensors) {
             let misfit = Misfit(input.step);
-            let (tensor, dims): (&Tensor, Vec<usize>) = match (&input.source, tensor) {
-                (Source::Channels(tensor), _) if rank >= 2 => {
-                    let mut dims = vec![1; rank - 1];
-                    dims[0] = tensor.len();
-                    (tensor, dims)
+            let (tensor, own): (&Tensor, Vec<usize>) = match (&input.source, tensor) {
+                (Source::Channels(tensor), _) if shape.len() >= 2 => {
+                    let mut own = vec![1; shape.len() - 1];
+                    own[0] = tensor.len();
+                    (tensor, own)
                 }
                 (Source::Slot(_), Some(tensor)) => (tensor, tensor.shape().to_vec()),
                 _ => return Err(misfit),
             };
-            let Some(lead) = rank.checked_sub(dims.len()) else { return Err(misfit) };
-            let Some(elements) = crate::kernels::floats(tensor) else { return Err(misfit) };
-            let mut strides = vec![0; rank];
-            let mut running = 1;
-            for axis in (0..dims.len()).rev() {
-                match dims[axis] {
-                    dim if dim == shape[lead + axis] => {
-                        strides[lead + axis] = if dim == 1 { 0 } else { running }
-                    }
-                    1 => {}
-                    _ => return Err(misfit),
-                }
-                running *= dims[axis];
+            // It must not make the result larger.
+            if broadcast(shape, &own).as_deref() != Some(shape) {
+                return Err(misfit);
             }
-            data.push(elements);
-            full.push(strides);
+            data.push(floats(tensor).ok_or(misfit)?);
+            shapes.push(own);
         }
-        let mut dims: Vec<usize> = Vec::new();
-        let mut strides: Vec<Vec<usize>> = vec![Vec::new(); full.len()];
-        for axis in (0..rank).rev() {
-            let size = shape[axis];
-            if size == 1 {
-                continue;
-            }
-            let continues = dims.last().is_some_and(|&inner| {
-                full.iter().zip(&strides).all(|(full, strides)| {
-                    let last = strides[dims.len() - 1];
-                    full[axis] == last * inner
-                })
-            });
-            if continues {
-                if let Some(last) = dims.last_mut() {
-                    *last *= size;
-                }
-            } else {
-                dims.push(size);
-                strides.iter_mut().zip(&full).for_each(|(strides, full)| strides.push(full[axis]));
-            }
-        }
-        if dims.is_empty() {
-            dims.push(1);
-            strides.iter_mut().for_each(|strides| strides.push(0));
-        }
+        let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
+        let (dims, strides) = merged(&shapes, shape);
         if dims.len() > DIMENSIONS {
             return Err(Misfit(self.inputs.first().map_or(self.least_rank_by, |input| input.step)));
         }
-        dims.reverse();
-        strides.iter_mut().for_each(|strides| strides.reverse());
         Ok(Bound { code: &self.code, extra: self.extra, data, dims, strides })
     }
 }
@@ -321,9 +286,9 @@ fn one_instruction(
         Function::DivInto => two(target, operand, |x, y| y / x),
         Function::Relu => each(target, unary::relu),
         Function::Clip(low, high) => each(target, |x| unary::clamp(x, low, high)),
-        Function::LeakyRelu(alpha) => each(target, |x| if x < 0.0 { alpha * x } else { x }),
+        Function::LeakyRelu(alpha) => each(target, |x| unary::leaky_relu(x, alpha)),
         Function::Sigmoid => each(target, unary::sigmoid),
-        Function::HardSigmoid(alpha, beta) => each(target, |x| unary::clamp(alpha * x + beta, 0.0, 1.0)),
+        Function::HardSigmoid(alpha, beta) => each(target, |x| unary::hard_sigmoid(x, alpha, beta)),
         Function::HardSwish => each(target, unary::hard_swish),
         Function::Tanh => each(target, unary::tanh),
         Function::Erf => each(target, unary::erf),

@@ -1,7 +1,5 @@
 //! Running a chain.
 
-use std::sync::atomic::Ordering;
-
 use optix_ir::Tensor;
 
 use super::find::{Group, Root};
@@ -24,11 +22,6 @@ impl Group {
         matches!(self.root, Root::Norm(_))
     }
 
-    /// The step at which the chain has to be cut: an operand of it did not fit.
-    pub(crate) fn misfit(&self) -> Option<usize> {
-        self.misfit.load(Ordering::Relaxed).checked_sub(1)
-    }
-
     /// Runs the root with the chain, or the members one after the other where that cannot be.
     pub(crate) fn run(
         &self,
@@ -45,7 +38,7 @@ impl Group {
             Some((output, Applied::Yes)) => return Ok(RtValue::Host(output)),
             Some((output, applied)) => {
                 if let Applied::Misfit(step) = applied {
-                    self.misfit.store(step + 1, Ordering::Relaxed);
+                    self.misfit.get_or_init(|| step);
                 }
                 let before = self.members.len() - self.chain;
                 let root = &steps[self.members[before - 1]];

@@ -12,13 +12,13 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::plain("Clip", 6, clip),
     KernelSpec::plain("LeakyRelu", 6, |call| {
         let alpha = call.node.float("alpha").unwrap_or(0.01);
-        map(call, 1, move |x| if x < 0.0 { alpha * x } else { x })
+        map(call, 1, move |x| unary::leaky_relu(x, alpha))
     }),
     KernelSpec::plain("Sigmoid", 6, |call| map(call, 8, unary::sigmoid)),
     KernelSpec::plain("HardSigmoid", 6, |call| {
         let alpha = call.node.float("alpha").unwrap_or(0.2);
         let beta = call.node.float("beta").unwrap_or(0.5);
-        map(call, 1, move |x| unary::clamp(alpha * x + beta, 0.0, 1.0))
+        map(call, 1, move |x| unary::hard_sigmoid(x, alpha, beta))
     }),
     KernelSpec::plain("HardSwish", 14, |call| map(call, 1, unary::hard_swish)),
     KernelSpec::plain("Tanh", 6, |call| map(call, 8, unary::tanh)),

@@ -36,6 +36,46 @@ pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
         .collect()
 }
 
+/// The dimensions of a result, neighbours merged where all operands walk alike (outermost first, never
+/// empty), and for each operand, whose shape broadcasts to the result's, its strides along them (0 where it
+/// repeats).
+pub(crate) fn merged(shapes: &[&[usize]], result: &[usize]) -> (Vec<usize>, Vec<Vec<usize>>) {
+    let rank = result.len();
+    let mut dims: Vec<usize> = Vec::new();
+    let mut strides: Vec<Vec<usize>> = vec![Vec::new(); shapes.len()];
+    let mut running = vec![1usize; shapes.len()];
+    let mut step = vec![0; shapes.len()];
+    for axis in (0..rank).rev() {
+        for ((step, running), shape) in step.iter_mut().zip(&mut running).zip(shapes) {
+            let own = (axis + shape.len()).checked_sub(rank).map_or(1, |axis| shape[axis]);
+            *step = if own == 1 { 0 } else { *running };
+            *running *= own;
+        }
+        if result[axis] == 1 {
+            continue;
+        }
+        let last = dims.len().wrapping_sub(1);
+        match dims.last_mut() {
+            Some(inner)
+                if strides.iter().zip(&step).all(|(strides, &step)| step == strides[last] * *inner) =>
+            {
+                *inner *= result[axis];
+            }
+            _ => {
+                dims.push(result[axis]);
+                strides.iter_mut().zip(&step).for_each(|(strides, &step)| strides.push(step));
+            }
+        }
+    }
+    if dims.is_empty() {
+        dims.push(1);
+        strides.iter_mut().for_each(|strides| strides.push(0));
+    }
+    dims.reverse();
+    strides.iter_mut().for_each(|strides| strides.reverse());
+    (dims, strides)
+}
+
 /// How an operand walks the result: the result's dimensions merged where all operands walk alike.
 struct Walk<const N: usize> {
     /// Merged dimensions, outermost first; never empty.
@@ -46,41 +86,8 @@ struct Walk<const N: usize> {
 
 impl<const N: usize> Walk<N> {
     fn new(shapes: [&[usize]; N], result: &[usize]) -> Walk<N> {
-        let rank = result.len();
-        let mut dims: Vec<usize> = Vec::new();
-        let mut strides: [Vec<usize>; N] = std::array::from_fn(|_| Vec::new());
-        let mut running = [1usize; N];
-        for axis in (0..rank).rev() {
-            let step: [usize; N] = std::array::from_fn(|operand| {
-                let shape = shapes[operand];
-                let own = (axis + shape.len()).checked_sub(rank).map_or(1, |axis| shape[axis]);
-                let stride = if own == 1 { 0 } else { running[operand] };
-                running[operand] *= own;
-                stride
-            });
-            if result[axis] == 1 {
-                continue;
-            }
-            let continues = dims.last().is_some_and(|&inner| {
-                (0..N).all(|operand| {
-                    let last = strides[operand][dims.len() - 1];
-                    step[operand] == if last == 0 { 0 } else { last * inner }
-                })
-            });
-            if continues {
-                *dims.last_mut().expect("checked above") *= result[axis];
-            } else {
-                dims.push(result[axis]);
-                (0..N).for_each(|operand| strides[operand].push(step[operand]));
-            }
-        }
-        if dims.is_empty() {
-            dims.push(1);
-            strides.iter_mut().for_each(|strides| strides.push(0));
-        }
-        dims.reverse();
-        strides.iter_mut().for_each(|strides| strides.reverse());
-        Walk { dims, strides }
+        let (dims, mut strides) = merged(&shapes, result);
+        Walk { dims, strides: std::array::from_fn(|operand| std::mem::take(&mut strides[operand])) }
     }
 
     /// Elements of the innermost merged dimension.
@@ -195,15 +202,20 @@ fn extreme(call: &Job<'_>, function: impl Fn(f32, f32) -> f32 + Send + Sync) -> 
     let first = call.input(0)?;
     let mut shape = first.shape().to_vec();
     let elements = floats_or_decline!(first);
-    let mut data = call.scratch(elements.len());
-    data.copy_from_slice(&elements);
+    let mut data: Option<Block> = None;
     for slot in 1..call.inputs.len() {
         let next = call.input(slot)?;
-        let elements = floats_or_decline!(next);
+        let right = floats_or_decline!(next);
         let Some(joint) = broadcast(&shape, next.shape()) else { return Ok(None) };
-        data = combine(call, &joint, (&data, &shape), (&elements, next.shape()), &function, None)?;
+        let left: &[f32] = data.as_deref().unwrap_or(&elements);
+        data = Some(combine(call, &joint, (left, &shape), (&right, next.shape()), &function, None)?);
         shape = joint;
     }
+    let data = data.unwrap_or_else(|| {
+        let mut copy = call.scratch(elements.len());
+        copy.copy_from_slice(&elements);
+        copy
+    });
     call.one(shape, data)
 }
 

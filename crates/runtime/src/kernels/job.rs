@@ -2,8 +2,7 @@
 //! elementwise operators that is to be applied to the result.
 
 use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use optix_ir::{DType, Tensor};
 use optix_ops::{Call, OpError};
@@ -17,8 +16,8 @@ pub(crate) struct Job<'a> {
     call: Call<'a>,
     buffers: &'a Arc<Buffers>,
     chain: Option<Chain<'a>>,
-    /// [`Applied`] as a number, since kernels share the job among threads.
-    applied: AtomicUsize,
+    /// What became of the chain, once a kernel has asked for it.
+    applied: OnceLock<Applied>,
 }
 
 /// A program and the tensors it reads, by input.
@@ -50,32 +49,24 @@ impl<'a> Deref for Job<'a> {
 impl<'a> Job<'a> {
     /// A call whose results' memory comes from `buffers`.
     pub(crate) fn new(call: Call<'a>, buffers: &'a Arc<Buffers>, chain: Option<Chain<'a>>) -> Job<'a> {
-        Job { call, buffers, chain, applied: AtomicUsize::new(0) }
+        Job { call, buffers, chain, applied: OnceLock::new() }
     }
 
     /// What became of the chain.
     pub(crate) fn applied(&self) -> Applied {
-        match self.applied.load(Ordering::Relaxed) {
-            0 => Applied::No,
-            1 => Applied::Yes,
-            step => Applied::Misfit(step - 2),
-        }
+        self.applied.get().copied().unwrap_or(Applied::No)
     }
 
     /// The chain for a result of `shape`. A kernel that asks takes it upon itself to apply it to every
     /// element; one that does not leaves that to [`Job::one`].
     pub(crate) fn chain(&self, shape: &[usize]) -> Option<Bound<'a>> {
         let chain = self.chain?;
-        match chain.program.bind(shape, chain.tensors) {
-            Ok(bound) => {
-                self.applied.store(1, Ordering::Relaxed);
-                Some(bound)
-            }
-            Err(Misfit(step)) => {
-                self.applied.store(step + 2, Ordering::Relaxed);
-                None
-            }
-        }
+        let bound = chain.program.bind(shape, chain.tensors);
+        self.applied.get_or_init(|| match bound {
+            Ok(_) => Applied::Yes,
+            Err(Misfit(step)) => Applied::Misfit(step),
+        });
+        bound.ok()
     }
 
     /// Memory for a result of 32-bit floats, its size checked against the call's limit first. **Its content

@@ -38,8 +38,8 @@ fn batch(call: &Job<'_>) -> Fast {
     let mut output = call.scratch(elements.len());
     parallel::rows(&mut output, plane, 1, |row, part| {
         let channel = row % channels;
-        let factor = scale[channel] / (variance[channel] + epsilon).sqrt();
-        let shift = bias[channel] - mean[channel] * factor;
+        let (factor, shift) =
+            affine(scale[channel], bias[channel], mean[channel], variance[channel], epsilon);
         let source = &elements[row * plane..][..plane];
         vectorized(
             #[inline(always)]
@@ -47,6 +47,12 @@ fn batch(call: &Job<'_>) -> Fast {
         );
     });
     call.one(input.shape().to_vec(), output)
+}
+
+/// Factor and summand that a batch normalization comes to for a channel.
+pub(crate) fn affine(scale: f32, bias: f32, mean: f32, variance: f32, epsilon: f32) -> (f32, f32) {
+    let factor = scale / (variance + epsilon).sqrt();
+    (factor, bias - mean * factor)
 }
 
 /// Mean and 1 / standard deviation.

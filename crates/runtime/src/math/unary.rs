@@ -105,6 +105,18 @@ pub(crate) fn clamp(x: f32, low: f32, high: f32) -> f32 {
     if x > high { high } else { x }
 }
 
+/// `x`, times `alpha` below zero.
+#[inline(always)]
+pub(crate) fn leaky_relu(x: f32, alpha: f32) -> f32 {
+    if x < 0.0 { alpha * x } else { x }
+}
+
+/// `clamp(alpha x + beta, 0, 1)`.
+#[inline(always)]
+pub(crate) fn hard_sigmoid(x: f32, alpha: f32, beta: f32) -> f32 {
+    clamp(alpha * x + beta, 0.0, 1.0)
+}
+
 /// `x clamp(x / 6 + 1/2, 0, 1)`.
 #[inline(always)]
 pub(crate) fn hard_swish(x: f32) -> f32 {

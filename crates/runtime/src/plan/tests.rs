@@ -18,7 +18,7 @@ fn a_panic_in_a_kernel_names_the_node_and_cuts_it_out() {
     for broken in 0..2 {
         let mut plan = Plan::new(&model, &LoadOptions::default(), "cpu", None).unwrap();
         plan.steps[broken].fast = Some(Chosen::Plain(|_| panic!("index 7 of {}", 4)));
-        let mut session = PlanSession::new(plan, None, None, true);
+        let mut session = PlanSession::new(plan.into(), None, None, true);
         let error = session.run(&[(x, fed.clone())], &wanted).unwrap_err();
         let op_type = ["LeakyRelu", "Reshape"][broken];
         let RuntimeError::Internal { node, what, case: Some(case) } = error else { panic!("{error}") };

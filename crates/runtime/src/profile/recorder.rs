@@ -162,10 +162,7 @@ fn is_view(output: &Tensor, input: &Tensor) -> bool {
 }
 
 fn facts(item: &Item, steps: &[Step], values: &Values, outputs: &[(Slot, RtValue)]) -> StepFacts {
-    let members: Vec<&Step> = match item {
-        Item::Step(number) => vec![&steps[*number]],
-        Item::Group(group) => group.members.iter().map(|&number| &steps[number]).collect(),
-    };
+    let members: Vec<&Step> = item.members().iter().map(|&number| &steps[number]).collect();
     let root = members[0];
     let value = |slot: &Option<Slot>| slot.and_then(|slot| values[slot].as_ref());
     // Each value from outside once, those of the first node by their slots.

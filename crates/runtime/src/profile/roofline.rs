@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use crate::engines::{own_threads, thread_count};
 use crate::error::RuntimeError;
 use crate::math::matmul::{Matrix, pack_columns, packed_size, product};
 use crate::math::threads;
@@ -55,14 +56,8 @@ impl Roofline {
 /// # Errors
 /// When threads cannot be started.
 pub fn roofline(threads: usize) -> Result<Roofline, RuntimeError> {
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        threads => threads,
-    };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|error| RuntimeError::Environment(format!("cannot start {threads} threads: {error}")))?;
+    let threads = thread_count(threads);
+    let pool = own_threads(threads)?;
     let bytes_per_second = pool.install(copy);
     let flops_per_second = match threads {
         1 => threads::serially(multiply),
