@@ -6,6 +6,7 @@ use optix_base::ErrorClass;
 use optix_data::DataError;
 use optix_io::IoError;
 use optix_pipeline::OracleError;
+use optix_pipeline::report::Requirement;
 use optix_pipeline::runner::RunError;
 
 /// A threshold was missed: everything worked, the result is not good enough. Exit code 1.
@@ -19,6 +20,16 @@ impl fmt::Display for Missed {
 }
 
 impl std::error::Error for Missed {}
+
+impl Missed {
+    /// The error when some of the requirements are missed.
+    pub fn among(requirements: &[Requirement]) -> Result<(), Missed> {
+        match requirements.iter().filter(|requirement| !requirement.met).count() {
+            0 => Ok(()),
+            missed => Err(Missed(missed)),
+        }
+    }
+}
 
 /// An error whose class is known where it is made.
 #[derive(Debug)]

@@ -75,11 +75,8 @@ pub fn compare(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     let other = other.as_ref().unwrap_or(&oracle);
     let (cancel, bars) = (setup::cancel_on_interrupt(), screen::Bars::new(global));
     let inputs = setup::inputs(&first)?;
-    let outputs = |model: &Model| super::evaluation::outputs_of(model).into_iter().map(|(value, _)| value);
-    let mut lanes = [
-        setup::lane(global, &oracle, &first, outputs(&first).collect())?,
-        setup::lane(global, other, &second, outputs(&second).collect())?,
-    ];
+    let mut lanes =
+        [setup::lane(global, &oracle, &first, Vec::new())?, setup::lane(global, other, &second, Vec::new())?];
     let single = data.bind(&inputs, 1)?;
     let Some(sample) = single.batches()?.next().transpose()? else { bail!("the data hold no samples") };
     let groups = groups(&pairs, &value_bytes(&first, &sample));
@@ -88,13 +85,15 @@ pub fn compare(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     want(&mut lanes, &pairs[group.clone()], &first, &second);
     let batching = batching(&mut lanes, &data, &inputs, options.batch, Proof::Outputs)?;
     setup::note_batch(global, &batching.alone, batching.size());
+    // The proof has run the first group's first batch.
+    let mut tried = batching.first;
     let mut rows: Vec<Row<'_>> = pairs.iter().map(|pair| row(&first, pair)).collect();
     let (mut seen, mut done) = (0, 0);
     let total = batching.bound.len().unwrap_or(0) * groups.len() as u64;
     for group in groups {
         let own = &mut rows[group.clone()];
         want(&mut lanes, &pairs[group], &first, &second);
-        let streamed = stream(&mut lanes, &batching.bound, None, &cancel, &mut |batch, results| {
+        let streamed = stream(&mut lanes, &batching.bound, tried.take(), &cancel, &mut |batch, results| {
             for (row, (a, b)) in own.iter_mut().zip(results[0].iter().zip(&results[1])) {
                 if a.shape() != b.shape() {
                     row.shapes.get_or_insert(format!("{:?} and {:?}", a.shape(), b.shape()));

@@ -151,10 +151,7 @@ pub fn eval(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     } else if !global.quiet {
         screen::result(&text)?;
     }
-    match requirements.iter().filter(|requirement| !requirement.met).count() {
-        0 => Ok(()),
-        missed => Err(Missed(missed).into()),
-    }
+    Ok(Missed::among(&requirements)?)
 }
 
 /// What is measured when nobody says: what the data and the models allow.

@@ -344,11 +344,7 @@ fn finish(global: &Global, output: &Output, facts: &Report) -> anyhow::Result<()
     } else if !global.quiet {
         screen::result(&report::terminal(facts, global.verbose))?;
     }
-    let missed = facts.requirements.iter().filter(|requirement| !requirement.met).count();
-    if missed > 0 {
-        return Err(Missed(missed).into());
-    }
-    Ok(())
+    Ok(Missed::among(&facts.requirements)?)
 }
 
 /// The command line as it was typed, for reports.

@@ -79,16 +79,17 @@ pub fn oracle_named(global: &Global, name: &str) -> anyhow::Result<EngineOracle>
 
 /// Says what of the runs a user should know: nodes that ran beside the device, batches that did not fit.
 pub fn remarks(global: &Global, oracle: &EngineOracle) {
-    if !global.quiet {
-        oracle.remarks().iter().for_each(|remark| crate::screen::note(&format!("note: {remark}")));
-    }
+    note_all(global, oracle.remarks());
 }
 
 /// The same of lanes.
 pub fn lane_remarks(global: &Global, lanes: &[Lane<'_>]) {
+    note_all(global, lanes.iter().flat_map(Lane::remarks));
+}
+
+fn note_all(global: &Global, remarks: impl IntoIterator<Item = String>) {
     if !global.quiet {
-        let remarks = lanes.iter().flat_map(Lane::remarks);
-        remarks.for_each(|remark| crate::screen::note(&format!("note: {remark}")));
+        remarks.into_iter().for_each(|remark| screen::note(&format!("note: {remark}")));
     }
 }
 

@@ -1,15 +1,12 @@
 //! What `eval` measured, in words and as a file.
 
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
-use optix_base::OutFile;
 use optix_data::{Interval, Measured, Metric};
-use optix_pipeline::report::{OutputFidelity, Requirement};
+use optix_pipeline::report::Requirement;
 use serde_json::Value;
 
-use super::{Kind, format, kind};
+use super::{Kind, format, write_text};
 
 /// A value of a metric: shares in percent, ratios in dB.
 fn figure(metric: &Metric, value: f64) -> String {
@@ -47,11 +44,6 @@ pub fn measured(measured: &Measured) -> String {
     format!("{} -> {value}, change {:+.2}{unit}{known}", figure(metric, reference), change.difference * scale)
 }
 
-/// One sentence an output.
-pub fn fidelity_lines(outputs: &[OutputFidelity]) -> Vec<String> {
-    format::outputs(outputs)
-}
-
 /// A threshold and its verdict.
 pub fn requirement_line(requirement: &Requirement) -> String {
     optix_base::escape_for_terminal(&format::requirement(requirement)).into_owned()
@@ -59,19 +51,18 @@ pub fn requirement_line(requirement: &Requirement) -> String {
 
 /// Writes an evaluation in the form that the file's extension names; it appears whole or not at all.
 pub fn write_evaluation(path: &Path, document: &Value, text: &str) -> anyhow::Result<()> {
-    let content = match kind(path)? {
-        Kind::Json => crate::screen::json_text(document),
-        Kind::Markdown => format!("# Evaluation\n\n~~~text\n{text}\n~~~\n"),
-        Kind::Html => {
-            let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-            format!(
-                "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>optix eval</title>\n\
-                 <style>body {{ font: 15px/1.5 sans-serif; margin: 2em }} pre {{ overflow-x: auto }}</style></head>\n\
-                 <body><h1>Evaluation</h1><pre>{text}</pre></body></html>\n"
-            )
-        }
-    };
-    let mut file = OutFile::create(path)?;
-    file.write_all(content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.commit()?)
+    write_text(path, |kind| {
+        Ok(match kind {
+            Kind::Json => crate::screen::json_text(document),
+            Kind::Markdown => format!("# Evaluation\n\n~~~text\n{text}\n~~~\n"),
+            Kind::Html => {
+                let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+                format!(
+                    "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>optix eval</title>\n\
+                     <style>body {{ font: 15px/1.5 sans-serif; margin: 2em }} pre {{ overflow-x: auto }}</style></head>\n\
+                     <body><h1>Evaluation</h1><pre>{text}</pre></body></html>\n"
+                )
+            }
+        })
+    })
 }

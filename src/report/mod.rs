@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 use optix_base::OutFile;
 use optix_pipeline::report::Report;
 
-pub use eval::{fidelity_lines, measured, requirement_line, write_evaluation};
-pub use format::bytes as format_bytes;
+pub use eval::{measured, requirement_line, write_evaluation};
+pub use format::{bytes as format_bytes, outputs as fidelity_lines};
 pub use terminal::terminal;
 
 /// Kinds of report files, told by extension.

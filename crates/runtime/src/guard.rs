@@ -26,16 +26,12 @@ fn message(payload: Box<dyn Any + Send>) -> String {
 pub(crate) fn out_of_memory(what: &str) -> Option<String> {
     const SIGNS: [&str; 5] =
         ["out of memory", "out-of-memory", "out_of_memory", "can't allocate buffer", "buffertoobig"];
-    let lower = what.to_lowercase();
-    if !SIGNS.iter().any(|sign| lower.contains(sign)) {
-        return None;
-    }
     // The rest is a backtrace.
     let line = what.lines().find(|line| {
         let line = line.to_lowercase();
         SIGNS.iter().any(|sign| line.contains(sign))
-    });
-    Some(line.unwrap_or(what).trim().chars().take(200).collect())
+    })?;
+    Some(line.trim().chars().take(200).collect())
 }
 
 #[cfg(test)]

@@ -11,13 +11,13 @@ use optix_ops::Datum;
 use ort::LoadDynamicError;
 use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{OutputSelector, RunOptions, SessionInputs, SessionOutputs};
+use ort::session::{OutputSelector, RunOptions, SessionInputs};
 
 use crate::engine::{Engine, LoadOptions, Session, Visit};
 use crate::error::RuntimeError;
 use crate::guard::guarded;
 use crate::ort_errors::explained;
-use crate::ort_tensors::{Kept, feed, fetch};
+use crate::ort_tensors::{feed, fetch};
 use crate::profile::Times;
 use crate::profile::library::{Overhead, Profile};
 
@@ -320,15 +320,16 @@ pub(crate) fn refused(what: impl std::fmt::Display) -> RuntimeError {
 }
 
 impl OrtSession {
-    /// Makes a session that gives the wanted values, unless the last one does.
-    fn prepare(&mut self, wanted: &[ValueId]) -> Result<(), RuntimeError> {
+    /// The model, and a session of it that gives the wanted values: the last one where it does.
+    fn prepare(&mut self, wanted: &[ValueId]) -> Result<(&Model, &mut ort::session::Session), RuntimeError> {
         let fits = |loaded: &Loaded| wanted.iter().all(|value| loaded.wanted.contains(value));
-        if !self.loaded.as_ref().is_some_and(fits) {
-            self.loaded = None;
-            let session = self.open(&self.with_outputs(wanted)?, None)?;
-            self.loaded = Some(Loaded { wanted: wanted.to_vec(), session });
-        }
-        Ok(())
+        let loaded = match self.loaded.take().filter(fits) {
+            Some(loaded) => loaded,
+            None => {
+                Loaded { session: self.open(&self.with_outputs(wanted)?, None)?, wanted: wanted.to_vec() }
+            }
+        };
+        Ok((&self.model, &mut self.loaded.insert(loaded).session))
     }
 
     /// The model with all wanted values among its outputs.
@@ -377,18 +378,14 @@ impl OrtSession {
     }
 
     /// The feeds as the library takes them, by name.
-    fn named<'f>(
-        &self,
-        feeds: &'f [(ValueId, Tensor)],
-        kept: &'f mut [Kept],
-    ) -> Result<SessionInputs<'f, 'f, 0>, RuntimeError> {
+    fn named<'f>(&self, feeds: &'f [(ValueId, Tensor)]) -> Result<SessionInputs<'f, 'f, 0>, RuntimeError> {
         let mut named = Vec::with_capacity(feeds.len());
-        for ((value, tensor), kept) in feeds.iter().zip(kept) {
+        for (value, tensor) in feeds {
             let Some((_, name)) = self.inputs.iter().find(|(input, _)| input == value) else {
                 let what = "is not an input of the model".into();
                 return Err(RuntimeError::Feed { input: format!("{value:?}"), what });
             };
-            named.push((name.clone().into(), feed(name, tensor, kept)?));
+            named.push((name.clone().into(), feed(name, tensor)?));
         }
         for (value, name) in &self.required {
             if !feeds.iter().any(|(fed, _)| fed == value) {
@@ -447,21 +444,21 @@ impl OrtSession {
             session.run_timed(&feeds, &wanted)?;
         }
         let plain = median(&mut plain);
-        let Some((profile, mut runs)) = session.take_profile()? else { return Ok(0.5) };
+        let Some((profile, _, mut runs)) = session.take_profile()? else { return Ok(0.5) };
         let added = (median(&mut runs) - plain).max(0.0) / LENGTH as f64;
         let reported = profile.typical().map_or(0.0, |(duration, _)| duration);
         let inside = reported - plain / LENGTH as f64;
         Ok(if added > 0.0 { (inside / added).clamp(0.0, 1.0) } else { 0.5 })
     }
 
-    /// Ends profiling; what was written, and the seconds of the runs.
-    fn take_profile(&mut self) -> Result<Option<(Profile, Vec<f64>)>, RuntimeError> {
+    /// Ends profiling; what was written, the model that it is about, and the seconds of the runs.
+    fn take_profile(&mut self) -> Result<Option<(Profile, Model, Vec<f64>)>, RuntimeError> {
         let Some(mut profiled) = self.profiled.take() else { return Ok(None) };
         let path = profiled.loaded.session.end_profiling().map_err(refused)?;
         let unreadable = |what: String| RuntimeError::Environment(format!("profile of {NAME}: {what}"));
         let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
         drop(profiled.folder);
-        Ok(Some((Profile::parse(&text).map_err(unreadable)?, profiled.runs)))
+        Ok(Some((Profile::parse(&text).map_err(unreadable)?, profiled.model, profiled.runs)))
     }
 }
 
@@ -478,8 +475,7 @@ impl Session for OrtSession {
         visit: Visit<'_>,
     ) -> Result<(), RuntimeError> {
         let name_of = |model: &Model, value: ValueId| model.value(value).name().to_owned();
-        let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
-        let named = self.named(feeds, &mut kept)?;
+        let named = self.named(feeds)?;
         // Inputs and constants are known here; only what nodes compute comes from the library.
         let mut computed = Vec::new();
         for &value in wanted {
@@ -492,13 +488,10 @@ impl Session for OrtSession {
         // Only what is wanted is fetched: the library need not compute the rest.
         let selected = computed.iter().fold(OutputSelector::no_default(), |all, (_, name)| all.with(name));
         let options = RunOptions::new().map_err(refused)?.with_outputs(selected);
-        self.prepare(wanted)?;
-        let Some(Loaded { session, .. }) = &mut self.loaded else {
-            return Err(RuntimeError::Environment("no session".into()));
-        };
+        let (model, session) = self.prepare(wanted)?;
         let outputs = session
             .run_with_options(named, &options)
-            .map_err(|error| explained(NAME, &self.model, &error.to_string()))?;
+            .map_err(|error| explained(NAME, model, &error.to_string()))?;
         for (value, name) in computed {
             let missing = || RuntimeError::UnknownValue(name.clone());
             visit(value, &fetch(&name, outputs.get(&name).ok_or_else(missing)?)?)?;
@@ -523,36 +516,28 @@ impl Session for OrtSession {
     }
 
     fn execute(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
-        let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
-        let named = self.named(feeds, &mut kept)?;
-        self.prepare(wanted)?;
-        let Some(Loaded { session, .. }) = &mut self.loaded else {
-            return Err(RuntimeError::Environment("no session".into()));
-        };
-        let outputs: SessionOutputs<'_> = session.run(named).map_err(refused)?;
-        drop(outputs);
+        let named = self.named(feeds)?;
+        let (_, session) = self.prepare(wanted)?;
+        drop(session.run(named).map_err(refused)?);
         Ok(())
     }
 
     fn run_timed(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
-        if self.profiled.as_ref().is_none_or(|profiled| profiled.loaded.wanted != wanted) {
-            self.profiled = Some(self.profiled(wanted)?);
-        }
-        let mut kept: Vec<Kept> = feeds.iter().map(|_| Kept::default()).collect();
-        let named = self.named(feeds, &mut kept)?;
-        if let Some(profiled) = &mut self.profiled {
-            let start = Instant::now();
-            drop(profiled.loaded.session.run(named).map_err(refused)?);
-            profiled.runs.push(start.elapsed().as_secs_f64());
-        }
+        let named = self.named(feeds)?;
+        let profiled = match self.profiled.take().filter(|profiled| profiled.loaded.wanted == wanted) {
+            Some(profiled) => profiled,
+            None => self.profiled(wanted)?,
+        };
+        let profiled = self.profiled.insert(profiled);
+        let start = Instant::now();
+        drop(profiled.loaded.session.run(named).map_err(refused)?);
+        profiled.runs.push(start.elapsed().as_secs_f64());
         Ok(())
     }
 
     fn take_times(&mut self, plain: f64) -> Result<Times, RuntimeError> {
-        let model = self.profiled.as_ref().map(|profiled| profiled.model.clone());
         let nothing = || RuntimeError::Environment("nothing was timed".into());
-        let model = model.ok_or_else(nothing)?;
-        let (profile, runs) = self.take_profile()?.ok_or_else(nothing)?;
+        let (profile, model, runs) = self.take_profile()?.ok_or_else(nothing)?;
         let runs = runs.get(WARM_UP..).unwrap_or_default().to_vec();
         let kernels = profile.typical().map_or(1.0, |(_, each)| each.max(1.0));
         let added = (median(&mut runs.clone()) - plain).max(0.0) / kernels;

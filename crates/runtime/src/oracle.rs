@@ -33,11 +33,6 @@ impl EngineOracle {
         placement.into_iter().chain(self.at_once.remark()).collect()
     }
 
-    /// Where the nodes ran so far; `None` for engines without a device beside the host.
-    pub fn placement(&self) -> Option<&Placement> {
-        self.placement.as_ref()
-    }
-
     fn note(&mut self, session: &dyn Session) {
         if let Some(ran) = session.placement() {
             self.placement.get_or_insert_default().add(&ran);
@@ -122,10 +117,6 @@ impl Inputs {
     }
 }
 
-fn by_value(model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<(ValueId, Tensor)>, OracleError> {
-    Inputs::of(model).by_value(feeds)
-}
-
 impl Oracle for EngineOracle {
     fn describe(&self) -> String {
         format!("{} {} ({})", self.engine.name(), self.engine.version(), self.engine.device())
@@ -139,10 +130,11 @@ impl Oracle for EngineOracle {
         visit: Visitor<'_>,
     ) -> Result<u64, OracleError> {
         let (mut session, _) = self.load(model)?;
+        let inputs = Inputs::of(model);
         let mut samples = 0;
         for batch in batches {
             let batch = batch?;
-            let feeds = by_value(model, &batch.feeds)?;
+            let feeds = inputs.by_value(&batch.feeds)?;
             // The visitor's own error is kept aside and handed back unchanged.
             let mut refused = None;
             let run = &mut |value: ValueId, tensor: &Tensor| {
@@ -165,7 +157,7 @@ impl Oracle for EngineOracle {
 
     fn outputs(&mut self, model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, OracleError> {
         let (mut session, outputs) = self.load(model)?;
-        let found = session.run(&by_value(model, feeds)?, &outputs)?;
+        let found = session.run(&Inputs::of(model).by_value(feeds)?, &outputs)?;
         self.note(&*session);
         Ok(found)
     }
@@ -179,10 +171,12 @@ impl Oracle for EngineOracle {
     ) -> Result<u64, OracleError> {
         let (mut expected, expected_outputs) = self.load(reference)?;
         let (mut found, found_outputs) = self.load(candidate)?;
+        let (expected_inputs, found_inputs) = (Inputs::of(reference), Inputs::of(candidate));
         let mut samples = 0;
         for batch in batches {
             let batch = batch?;
-            let (left, right) = (by_value(reference, &batch.feeds)?, by_value(candidate, &batch.feeds)?);
+            let left = expected_inputs.by_value(&batch.feeds)?;
+            let right = found_inputs.by_value(&batch.feeds)?;
             let left = self.at_once.run(&mut *expected, &left, &expected_outputs, batch.count)?;
             let right = self.at_once.run(&mut *found, &right, &found_outputs, batch.count)?;
             visit(&batch, &left, &right)?;

@@ -19,11 +19,7 @@ macro_rules! for_types {
 }
 
 /// A tensor as the library takes it. Elements are borrowed where they are aligned.
-pub(crate) fn feed<'t>(
-    name: &str,
-    tensor: &'t Tensor,
-    kept: &'t mut Kept,
-) -> Result<SessionInputValue<'t>, RuntimeError> {
+pub(crate) fn feed<'t>(name: &str, tensor: &'t Tensor) -> Result<SessionInputValue<'t>, RuntimeError> {
     let shape = tensor.shape().to_vec();
     let complain = |what: String| RuntimeError::Feed { input: name.to_owned(), what };
     macro_rules! view {
@@ -41,8 +37,8 @@ pub(crate) fn feed<'t>(
                     }
                 })*
                 DType::Bool => {
-                    kept.0 = tensor.bools().map_err(|error| complain(error.to_string()))?;
-                    TensorRef::from_array_view((shape, kept.0.as_slice())).map(SessionInputValue::from)
+                    let truths = tensor.bools().map_err(|error| complain(error.to_string()))?;
+                    ort::value::Tensor::from_array((shape, truths)).map(SessionInputValue::from)
                 }
                 DType::String => {
                     let strings = tensor.strings().map_err(|error| complain(error.to_string()))?;
@@ -56,10 +52,6 @@ pub(crate) fn feed<'t>(
     }
     for_types!(view).map_err(|error| complain(error.to_string()))
 }
-
-/// Elements that had to be converted for a feed.
-#[derive(Default)]
-pub(crate) struct Kept(Vec<bool>);
 
 /// A result of the library on our side.
 pub(crate) fn fetch(name: &str, value: &DynValue) -> Result<Tensor, RuntimeError> {

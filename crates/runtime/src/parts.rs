@@ -10,13 +10,11 @@ use crate::error::RuntimeError;
 pub(crate) struct AtOnce {
     /// Samples that are run together at most.
     most: usize,
-    /// Whether that is less than was asked for.
-    cut: bool,
 }
 
 impl Default for AtOnce {
     fn default() -> Self {
-        AtOnce { most: usize::MAX, cut: false }
+        AtOnce { most: usize::MAX }
     }
 }
 
@@ -24,7 +22,7 @@ impl AtOnce {
     /// What a user should know.
     pub(crate) fn remark(&self) -> Option<String> {
         let samples = if self.most == 1 { "1 sample".into() } else { format!("{} samples", self.most) };
-        self.cut.then(|| format!("memory ran out, so {samples} at a time were run"))
+        (self.most < usize::MAX).then(|| format!("memory ran out, so {samples} at a time were run"))
     }
 
     /// [`Session::run_with`] on a batch of `count` samples; when memory runs out, on halves of it, and of
@@ -76,7 +74,6 @@ impl AtOnce {
             match session.run(feeds, wanted) {
                 Err(RuntimeError::OutOfMemory { .. }) if can_be_cut(feeds, count) => {
                     self.most = count.div_ceil(2);
-                    self.cut = true;
                 }
                 other => return other,
             }

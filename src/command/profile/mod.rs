@@ -275,9 +275,5 @@ fn finish(
     } else if !global.quiet {
         screen::result(&render::terminal(facts, global.verbose))?;
     }
-    let missed = facts.requirements.iter().filter(|requirement| !requirement.met).count();
-    if missed > 0 {
-        return Err(Missed(missed).into());
-    }
-    Ok(())
+    Ok(Missed::among(&facts.requirements)?)
 }
