@@ -6,7 +6,7 @@ use optix_ir::{Node, Tensor};
 
 use super::{Fast, Job, KernelSpec, Prepared, Setup, Window, floats, floats_or_decline, parallel, size};
 use crate::math::conv::{ConvShape, PackedFilters, convolve};
-use crate::math::gemm::{Columns, PADDING, Rows, Start, multiply, pack_rows};
+use crate::math::gemm::{Columns, Offsets, PADDING, Rows, Start, multiply, pack_rows};
 
 /// The kernels of this family.
 pub(crate) static KERNELS: &[KernelSpec] =
@@ -205,7 +205,7 @@ fn transposed(call: &Job<'_>) -> Fast {
         let mut padded = call.scratch(depth * stride);
         padded.fill(0.0);
         let mut sums = call.scratch(taps * pixels);
-        let offsets: Vec<usize> = (0..depth).map(|channel| channel * stride).collect();
+        let offsets: Offsets = (0..depth).map(|channel| channel * stride).collect();
         for group in 0..groups {
             for (row, channel) in
                 padded.chunks_mut(stride).zip(image[group * depth * pixels..].chunks(pixels))
@@ -213,7 +213,7 @@ fn transposed(call: &Job<'_>) -> Fast {
                 row[..pixels].copy_from_slice(channel);
             }
             let rows = Rows { data: &packed[group * depth * taps..][..depth * taps], depth };
-            let columns = Columns { data: &padded, offsets: &offsets, count: pixels };
+            let columns = Columns::new(&padded, &offsets, pixels);
             let mut targets: Vec<&mut [f32]> = sums.chunks_mut(pixels).collect();
             multiply(rows, columns, Start::Zero, &mut targets);
             for filter in 0..per_group {

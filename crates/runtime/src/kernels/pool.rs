@@ -63,47 +63,99 @@ fn pool(call: &Job<'_>, greatest: bool) -> Fast {
     let count_pads = node.int("count_include_pad").unwrap_or(0) != 0;
     let mut output = call.buffer(&shape)?;
     let (pixels, plane) = (size(&source), size(&target));
-    // For each output position along an axis: the taps inside the input, and how many count.
-    let spans = |axis: usize| -> Vec<(usize, usize, usize)> {
-        (0..target[axis])
-            .map(|at| {
-                let start = at * strides[axis];
-                let place = |tap: usize| start + tap * dilations[axis];
-                let inside = |tap: &usize| (before[axis]..before[axis] + source[axis]).contains(&place(*tap));
-                let taps: Vec<usize> = (0..kernel[axis]).filter(inside).collect();
-                let end = before[axis] + source[axis] + after[axis];
-                let counted = if count_pads {
-                    (0..kernel[axis]).filter(|&tap| place(tap) < end).count()
-                } else {
-                    taps.len()
-                };
-                match taps.first() {
-                    Some(&first) => (place(first) - before[axis], taps.len(), counted),
-                    None => (0, 0, counted),
-                }
-            })
-            .collect()
+    // For each output position along an axis, how many of its taps count for an average.
+    let counted = |axis: usize| -> Vec<usize> {
+        let counts = |place: usize| match count_pads {
+            true => place < before[axis] + source[axis] + after[axis],
+            false => (before[axis]..before[axis] + source[axis]).contains(&place),
+        };
+        let of = |at: usize| {
+            (0..kernel[axis]).filter(|tap| counts(at * strides[axis] + tap * dilations[axis])).count()
+        };
+        (0..target[axis]).map(of).collect()
     };
-    let (rows, columns) = (spans(0), spans(1));
+    let (tall, wide) = (counted(0), counted(1));
+    // For each column of taps: the results that it lies inside the input for, and where it lies for the
+    // first of them.
+    let columns: Vec<(usize, usize, usize)> = (0..kernel[1])
+        .map(|tap| {
+            let offset = tap * dilations[1];
+            let first = before[1].saturating_sub(offset).div_ceil(strides[1]);
+            let end = (source[1] + before[1]).saturating_sub(offset).div_ceil(strides[1]).min(target[1]);
+            (first, end.max(first), (first * strides[1] + offset).saturating_sub(before[1]))
+        })
+        .collect();
+    let combine = if greatest { take_greatest } else { add_up };
     parallel::rows(&mut output, plane, kernel[0] * kernel[1], |index, out| {
         let picture = &elements[index * pixels..][..pixels];
-        for (row, &(top, height, tall)) in out.chunks_mut(target[1]).zip(&rows) {
-            for (value, &(left, width, wide)) in row.iter_mut().zip(&columns) {
-                let mut best = if greatest { f32::NEG_INFINITY } else { 0.0 };
-                for y in 0..height {
-                    let line = &picture[(top + y * dilations[0]) * source[1]..][..source[1]];
-                    for x in 0..width {
-                        let pixel = line[left + x * dilations[1]];
-                        if !greatest {
-                            best += pixel;
-                        } else if pixel > best || pixel.is_nan() {
-                            best = pixel;
-                        }
-                    }
+        for (at, row) in out.chunks_mut(target[1]).enumerate() {
+            row.fill(if greatest { f32::NEG_INFINITY } else { 0.0 });
+            for tap in 0..kernel[0] {
+                let place = at * strides[0] + tap * dilations[0];
+                let Some(line) = place.checked_sub(before[0]).filter(|&y| y < source[0]) else { continue };
+                let line = &picture[line * source[1]..][..source[1]];
+                for &(first, end, from) in columns.iter().filter(|(first, end, _)| end > first) {
+                    combine(&mut row[first..end], &line[from..], strides[1]);
                 }
-                *value = if greatest { best } else { best / (tall * wide) as f32 };
+            }
+            if !greatest {
+                for (value, wide) in row.iter_mut().zip(&wide) {
+                    *value /= (tall[at] * wide) as f32;
+                }
             }
         }
     });
     call.one(shape, output)
+}
+
+/// Of each result and every `stride`-th pixel the greater one; NaN counts as the greatest.
+fn take_greatest(row: &mut [f32], line: &[f32], stride: usize) {
+    vectorized(
+        #[inline(always)]
+        || {
+            with_pixels(
+                row,
+                line,
+                stride,
+                |best, pixel| {
+                    if pixel > best || pixel.is_nan() { pixel } else { best }
+                },
+            );
+        },
+    );
+}
+
+/// Adds every `stride`-th pixel to a result.
+fn add_up(row: &mut [f32], line: &[f32], stride: usize) {
+    vectorized(
+        #[inline(always)]
+        || with_pixels(row, line, stride, |sum, pixel| sum + pixel),
+    );
+}
+
+/// Replaces each result by what `function` makes of it and its pixel.
+#[inline(always)]
+fn with_pixels(row: &mut [f32], line: &[f32], stride: usize, function: impl Fn(f32, f32) -> f32) {
+    match stride {
+        1 => {
+            for (value, pixel) in row.iter_mut().zip(line) {
+                *value = function(*value, *pixel);
+            }
+        }
+        2 => {
+            let (pairs, last) = line.as_chunks::<2>();
+            let whole = pairs.len().min(row.len());
+            for (value, pair) in row[..whole].iter_mut().zip(pairs) {
+                *value = function(*value, pair[0]);
+            }
+            if let (Some(value), Some(pixel)) = (row.get_mut(whole), last.first()) {
+                *value = function(*value, *pixel);
+            }
+        }
+        _ => {
+            for (value, pixel) in row.iter_mut().zip(line.iter().step_by(stride)) {
+                *value = function(*value, *pixel);
+            }
+        }
+    }
 }

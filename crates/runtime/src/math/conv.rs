@@ -1,17 +1,21 @@
 //! Convolution in single precision, channels first.
 //!
-//! No im2col: a task copies the input rows it needs into a zero-padded scratch (with a stride of two or
-//! more, one picture for every phase of the stride), where the input pixel of a filter tap lies at a
-//! constant distance from that of its neighbour. A convolution is then one matrix product per group whose
-//! `B` rows are shifted views of the scratch: filter times pixels, in the flat order of the padded rows.
-//! The few sums that belong to padding columns are dropped when rows are copied out.
+//! A convolution is one matrix product per group: filters times input pixels, one row of `B` a filter tap.
+//! Where the rows of `B` come from depends on the shape: [`shifted`] reads them as views of padded
+//! pictures, [`pointwise`] has them already, and [`depthwise`] has too few filters for a product. All of them add the same numbers in the same order.
 
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::gemm::{Columns, PADDING, PANEL, Panel, Rows, Start, multiply, pack_rows};
+use super::gemm::{Offsets, ROWS, Rows, Start, pack_rows};
 use super::threads;
+use runs::Runs;
+
+mod depthwise;
+mod pointwise;
+mod runs;
+mod shifted;
 
 /// What a convolution is, shapes resolved. Spatial pairs are (vertical, horizontal).
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +53,37 @@ impl ConvShape {
         self.channels / self.groups * self.kernel[0] * self.kernel[1]
     }
 
+    /// Elements of a channel of an input picture.
+    fn plane(&self) -> usize {
+        self.input[0] * self.input[1]
+    }
+
+    /// Elements of a channel of an output picture.
+    fn pixels(&self) -> usize {
+        self.output[0] * self.output[1]
+    }
+
+    /// Input places that results see along an axis, padding included.
+    fn seen(&self, axis: usize) -> usize {
+        (self.output[axis] - 1) * self.strides[axis] + (self.kernel[axis] - 1) * self.dilations[axis] + 1
+    }
+
+    /// How a channel gets into its padded picture, which holds all that results see.
+    fn padding(&self) -> Runs {
+        let [height, width] = [self.seen(0), self.seen(1)];
+        let rows = inside(height, self.input[0], 0, 1, self.pads[0]);
+        let columns = inside(width, self.input[1], 0, 1, self.pads[1]);
+        Runs {
+            to: rows.first * width + columns.first,
+            to_step: width,
+            from: rows.from * self.input[1] + columns.from,
+            from_step: self.input[1],
+            rows: rows.end - rows.first,
+            count: columns.end - columns.first,
+            stride: 1,
+        }
+    }
+
     /// Whether a filter is one pixel that meets every input pixel in place.
     fn is_pointwise(&self) -> bool {
         self.kernel == [1, 1] && self.strides == [1, 1] && self.pads == [0, 0] && self.input == self.output
@@ -79,6 +114,43 @@ impl PackedFilters {
 /// and its elements.
 pub(crate) type Finish<'a> = Option<&'a (dyn Fn(usize, &mut [f32]) + Sync)>;
 
+/// A convolution and what it reads.
+#[derive(Clone, Copy)]
+struct Convolution<'a> {
+    shape: &'a ConvShape,
+    /// Pictures by channels by rows by columns.
+    input: &'a [f32],
+    filters: &'a PackedFilters,
+    /// One number a filter.
+    bias: Option<&'a [f32]>,
+}
+
+impl<'a> Convolution<'a> {
+    /// The filters of a group from its number `first` on.
+    fn rows(&self, group: usize, first: usize) -> Rows<'a> {
+        let (depth, per_group) = (self.shape.depth(), self.shape.filters / self.shape.groups);
+        Rows { data: &self.filters.data[group * per_group * depth..][..per_group * depth], depth }.from(first)
+    }
+
+    /// What the sums of the filters of a group start from, from its number `first` on.
+    fn start(&self, group: usize, first: usize) -> Start<'a> {
+        let per_group = self.shape.filters / self.shape.groups;
+        self.bias.map_or(Start::Zero, |bias| Start::PerRow(&bias[group * per_group + first..]))
+    }
+
+    /// All channels of a picture.
+    fn picture(&self, image: usize) -> &'a [f32] {
+        let size = self.shape.channels * self.shape.plane();
+        &self.input[image * size..][..size]
+    }
+
+    /// The channels of a group of a picture.
+    fn image(&self, image: usize, group: usize) -> &'a [f32] {
+        let size = self.shape.channels / self.shape.groups * self.shape.plane();
+        &self.picture(image)[group * size..][..size]
+    }
+}
+
 /// Computes `output` (its length is `batch * filters * output pixels`) from `input`, and finishes it a run
 /// of rows of one filter at a time, while the caches hold them.
 pub(crate) fn convolve(
@@ -89,38 +161,39 @@ pub(crate) fn convolve(
     output: &mut [f32],
     finish: Finish<'_>,
 ) {
-    let pixels = shape.output[0] * shape.output[1];
+    let pixels = shape.pixels();
     if pixels == 0 || shape.filters == 0 || shape.batch == 0 {
         return;
     }
-    let rows = rows_per_task(shape);
+    let convolution = Convolution { shape, input, filters, bias };
     let work = shape.batch * shape.filters * pixels * shape.depth();
-    let serial = work < SPLIT || threads::count() == 1;
-    let run = |task: Task<'_>, finish: Finish<'_>| {
-        let size = shape.channels * shape.input[0] * shape.input[1];
-        let image = &input[task.image * size..][..size];
-        SCRATCH_OF_THREAD.with_borrow_mut(|scratch| {
-            if shape.is_pointwise() {
-                pointwise(shape, image, filters, bias, task, scratch, finish);
-            } else {
-                shifted(shape, image, filters, bias, task, scratch, finish);
-            }
-        });
-    };
+    let threads = if work < SPLIT { 1 } else { threads::count() };
+    if depthwise::fits(shape) {
+        depthwise::run(&convolution, threads, output, finish);
+        return;
+    }
+    let rows = rows_per_task(shape);
     if rows == shape.output[0] {
         // Whole pictures: each is finished in one piece.
         let size = shape.filters * pixels;
-        let whole = |(image, output): (usize, &mut [f32])| {
-            let targets = output.chunks_mut(pixels).collect();
-            run(Task { image, first: 0, count: rows, targets }, None);
-            if let Some(finish) = finish {
-                finish(image * size, output);
-            }
+        let together = if threads == 1 { shape.batch } else { shape.batch.div_ceil(2 * threads) };
+        let whole = |(number, output): (usize, &mut [f32])| {
+            with_scratch(|scratch| {
+                prepare(shape, 0, rows, scratch);
+                for (image, output) in (number * together..).zip(output.chunks_mut(size)) {
+                    let targets = output.chunks_mut(pixels).collect();
+                    Task { image, first: 0, count: rows, targets }.run(&convolution, scratch, None);
+                    if let Some(finish) = finish {
+                        finish(image * size, output);
+                    }
+                }
+            });
         };
-        if serial || shape.batch == 1 {
-            output.chunks_mut(size).enumerate().for_each(whole);
+        let parts = output.chunks_mut(together * size).enumerate();
+        if threads == 1 {
+            parts.for_each(whole);
         } else {
-            output.par_chunks_mut(size).enumerate().for_each(whole);
+            parts.collect::<Vec<_>>().into_par_iter().for_each(whole);
         }
         return;
     }
@@ -140,26 +213,16 @@ pub(crate) fn convolve(
             first += count;
         }
     }
-    if serial {
-        tasks.into_iter().for_each(|task| run(task, finish));
+    let run = |task: Task<'_>| {
+        with_scratch(|scratch| {
+            prepare(shape, task.first, task.count, scratch);
+            task.run(&convolution, scratch, finish);
+        });
+    };
+    if threads == 1 {
+        tasks.into_iter().for_each(run);
     } else {
-        tasks.into_par_iter().for_each(|task| run(task, finish));
-    }
-}
-
-/// Finishes the rows of a task for the filters from number `first` on.
-fn finish_task(
-    shape: &ConvShape,
-    task: (usize, usize),
-    first: usize,
-    targets: &mut [&mut [f32]],
-    finish: Finish<'_>,
-) {
-    let Some(finish) = finish else { return };
-    let (image, row) = task;
-    let pixels = shape.output[0] * shape.output[1];
-    for (filter, target) in targets.iter_mut().enumerate() {
-        finish((image * shape.filters + first + filter) * pixels + row * shape.output[1], target);
+        tasks.into_par_iter().for_each(run);
     }
 }
 
@@ -186,150 +249,54 @@ struct Task<'t> {
     targets: Vec<&'t mut [f32]>,
 }
 
+impl Task<'_> {
+    /// Computes the rows and finishes them, a group at a time. The scratch is prepared for them.
+    fn run(mut self, convolution: &Convolution<'_>, scratch: &mut Scratch, finish: Finish<'_>) {
+        let shape = convolution.shape;
+        let per_group = shape.filters / shape.groups;
+        for (group, targets) in self.targets.chunks_mut(per_group).enumerate() {
+            if shape.is_pointwise() {
+                pointwise::run(convolution, self.image, group, self.first, scratch, targets);
+            } else {
+                shifted::run(convolution, self.image, group, self.count, scratch, targets);
+            }
+            let Some(finish) = finish else { continue };
+            for (number, target) in targets.iter_mut().enumerate() {
+                let filter = self.image * shape.filters + group * per_group + number;
+                finish(filter * shape.pixels() + self.first * shape.output[1], target);
+            }
+        }
+    }
+}
+
+/// Prepares the scratch for rows `first..first + count` of any picture.
+fn prepare(shape: &ConvShape, first: usize, count: usize, scratch: &mut Scratch) {
+    if !shape.is_pointwise() {
+        shifted::prepare(shape, first, count, scratch);
+    }
+}
+
 thread_local! {
     /// Kept from call to call: fresh memory costs more than what is written to it.
     static SCRATCH_OF_THREAD: RefCell<Scratch> = RefCell::default();
 }
 
+fn with_scratch<R>(body: impl FnOnce(&mut Scratch) -> R) -> R {
+    SCRATCH_OF_THREAD.with_borrow_mut(body)
+}
+
+/// Memory that the kernels of this folder work in.
 #[derive(Default)]
 struct Scratch {
     padded: Vec<f32>,
     flat: Vec<f32>,
-    offsets: Vec<usize>,
-    copies: Vec<RowCopy>,
-}
-
-/// A run of pixels of a channel that goes into the pictures of its phases.
-#[derive(Clone, Copy)]
-struct RowCopy {
-    to: usize,
-    from: usize,
-    count: usize,
+    offsets: Offsets,
+    runs: Vec<Runs>,
 }
 
 /// Output channels of a product whose packed filters stay in the first-level cache or nearly.
 fn filters_per_pass(depth: usize) -> usize {
-    ((16 << 10) / depth.max(1)).clamp(8, 64) / 8 * 8
-}
-
-fn pointwise(
-    shape: &ConvShape,
-    image: &[f32],
-    filters: &PackedFilters,
-    bias: Option<&[f32]>,
-    mut task: Task<'_>,
-    scratch: &mut Scratch,
-    finish: Finish<'_>,
-) {
-    let (channels, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
-    let plane = shape.input[0] * shape.input[1];
-    let (begin, count) = (task.first * shape.output[1], task.count * shape.output[1]);
-    scratch.padded.resize(channels * PANEL, 0.0);
-    for group in 0..shape.groups {
-        let image = &image[group * channels * plane..][..channels * plane];
-        let data = &filters.data[group * per_group * channels..][..per_group * channels];
-        let rows = Rows { data, depth: channels };
-        let bias = bias.map(|bias| &bias[group * per_group..][..per_group]);
-        let targets = &mut task.targets[group * per_group..][..per_group];
-        // Read in place, the pixels of a panel would lie a plane apart and fall on few cache sets.
-        for first in (0..count).step_by(PANEL) {
-            let width = PANEL.min(count - first);
-            for (row, channel) in scratch.padded.chunks_mut(PANEL).zip(image.chunks(plane)) {
-                copy_pixels(&mut row[..width], &channel[begin + first..], 1);
-            }
-            let panel = Panel { data: &scratch.padded[..channels * PANEL], count: width };
-            let mut pieces: Vec<&mut [f32]> =
-                targets.iter_mut().map(|target| &mut target[first..first + width]).collect();
-            multiply(rows, panel, bias.map_or(Start::Zero, Start::PerRow), &mut pieces);
-        }
-        finish_task(shape, (task.image, task.first), group * per_group, targets, finish);
-    }
-}
-
-fn shifted(
-    shape: &ConvShape,
-    image: &[f32],
-    filters: &PackedFilters,
-    bias: Option<&[f32]>,
-    mut task: Task<'_>,
-    scratch: &mut Scratch,
-    finish: Finish<'_>,
-) {
-    let [out_width, stride_y, stride_x] = [shape.output[1], shape.strides[0], shape.strides[1]];
-    let (channels, per_group) = (shape.channels / shape.groups, shape.filters / shape.groups);
-    let plane = shape.input[0] * shape.input[1];
-    let reach = [(shape.kernel[0] - 1) * shape.dilations[0], (shape.kernel[1] - 1) * shape.dilations[1]];
-    // One picture a phase: pixel (y, x) of phase (a, b) is padded input pixel (y * stride + a, ...).
-    let height = task.count + reach[0] / stride_y;
-    let width = out_width + reach[1] / stride_x;
-    let phases = [stride_y.min(reach[0] + 1), stride_x.min(reach[1] + 1)];
-    let picture = height * width;
-    let flat = (task.count - 1) * width + out_width;
-    let depth = shape.depth();
-
-    scratch.offsets.clear();
-    for channel in 0..channels {
-        for ky in 0..shape.kernel[0] {
-            for kx in 0..shape.kernel[1] {
-                let (y, x) = (ky * shape.dilations[0], kx * shape.dilations[1]);
-                let phase = (channel * phases[0] + y % stride_y) * phases[1] + x % stride_x;
-                scratch.offsets.push(phase * picture + y / stride_y * width + x / stride_x);
-            }
-        }
-    }
-    let size = channels * phases[0] * phases[1] * picture;
-    scratch.padded.clear();
-    scratch.padded.resize(size + PADDING, 0.0);
-    // What is copied is the same for every channel.
-    scratch.copies.clear();
-    for b in 0..phases[1] {
-        let columns = inside(width, shape.input[1], b, stride_x, shape.pads[1]);
-        for a in 0..phases[0] {
-            let rows = inside(height, shape.input[0], a + task.first * stride_y, stride_y, shape.pads[0]);
-            for (number, y) in (rows.first..rows.end).enumerate() {
-                scratch.copies.push(RowCopy {
-                    to: (a * phases[1] + b) * picture + y * width + columns.first,
-                    from: (rows.from + number * stride_y) * shape.input[1] + columns.from,
-                    count: columns.end - columns.first,
-                });
-            }
-        }
-    }
-    for group in 0..shape.groups {
-        // Every group writes the same places, so the zeros of the border stay from group to group.
-        let pictures = scratch.padded.chunks_mut((phases[0] * phases[1] * picture).max(1));
-        for (channel, target) in (0..channels).zip(pictures) {
-            let source = &image[(group * channels + channel) * plane..][..plane];
-            for copy in &scratch.copies {
-                copy_pixels(&mut target[copy.to..][..copy.count], &source[copy.from..], stride_x);
-            }
-        }
-        let rows = Rows { data: &filters.data[group * per_group * depth..][..per_group * depth], depth };
-        let bias = bias.map(|bias| &bias[group * per_group..][..per_group]);
-        let targets = &mut task.targets[group * per_group..][..per_group];
-        let step = filters_per_pass(depth);
-        for (pass, targets) in targets.chunks_mut(step).enumerate() {
-            let start = bias.map_or(Start::Zero, |bias| Start::PerRow(&bias[pass * step..]));
-            let columns = Columns { data: &scratch.padded, offsets: &scratch.offsets, count: flat };
-            if width == out_width {
-                multiply(rows.from(pass * step), columns, start, targets);
-                continue;
-            }
-            scratch.flat.resize(targets.len() * flat, 0.0);
-            if targets.len() == 1 {
-                multiply(rows.from(pass * step), columns, start, &mut [&mut scratch.flat[..]]);
-            } else {
-                let mut flats: Vec<&mut [f32]> = scratch.flat.chunks_mut(flat).collect();
-                multiply(rows.from(pass * step), columns, start, &mut flats);
-            }
-            for (target, flat) in targets.iter_mut().zip(scratch.flat.chunks(flat)) {
-                for (target, flat) in target.chunks_mut(out_width).zip(flat.chunks(width)) {
-                    copy_pixels(target, flat, 1);
-                }
-            }
-        }
-        finish_task(shape, (task.image, task.first), group * per_group, targets, finish);
-    }
+    ((16 << 10) / depth.max(1)).clamp(ROWS, 3 * ROWS) / ROWS * ROWS
 }
 
 /// Places of a phase's picture along an axis that lie inside the input.
@@ -346,37 +313,6 @@ fn inside(count: usize, input: usize, phase: usize, stride: usize, pad: usize) -
     let first = pad.saturating_sub(phase).div_ceil(stride);
     let end = (input + pad).saturating_sub(phase).div_ceil(stride).min(count).max(first);
     Inside { first, end, from: (first * stride + phase).saturating_sub(pad) }
-}
-
-/// Every `stride`-th pixel. Rows are short: a call of the library's copy would cost more than the copy.
-#[inline(always)]
-fn copy_pixels(target: &mut [f32], source: &[f32], stride: usize) {
-    if stride == 1 {
-        let source = &source[..target.len()];
-        if target.len() >= 8 {
-            blocks::<8>(target, source);
-        } else if target.len() >= 4 {
-            blocks::<4>(target, source);
-        } else {
-            target.iter_mut().zip(source).for_each(|(value, pixel)| *value = *pixel);
-        }
-    } else if stride == 2 {
-        let (pairs, last) = source.as_chunks::<2>();
-        let pixels = pairs.iter().map(|pair| &pair[0]).chain(last);
-        target.iter_mut().zip(pixels).for_each(|(value, pixel)| *value = *pixel);
-    } else {
-        target.iter_mut().zip(source.iter().step_by(stride)).for_each(|(value, pixel)| *value = *pixel);
-    }
-}
-
-/// Copies in blocks, the last one overlapping the one before; there is at least one.
-#[inline(always)]
-fn blocks<const N: usize>(target: &mut [f32], source: &[f32]) {
-    let (whole, _) = target.as_chunks_mut::<N>();
-    whole.iter_mut().zip(source.as_chunks::<N>().0).for_each(|(target, source)| *target = *source);
-    if let (Some(target), Some(source)) = (target.last_chunk_mut::<N>(), source.last_chunk::<N>()) {
-        *target = *source;
-    }
 }
 
 #[cfg(test)]
@@ -433,6 +369,13 @@ mod tests {
             (2, 3, [9, 11], 5, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 1),
             (3, 16, [28, 28], 24, [3, 3], [2, 2], [1, 1], [1, 1, 1, 1], 1),
             (1, 8, [14, 14], 8, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 8),
+            (3, 21, [15, 9], 21, [3, 3], [2, 2], [1, 1], [1, 1, 1, 1], 21),
+            (2, 17, [4, 4], 17, [5, 5], [1, 1], [1, 1], [2, 2, 2, 2], 17),
+            (1, 9, [11, 40], 9, [3, 3], [1, 1], [2, 1], [2, 1, 2, 1], 9),
+            (5, 7, [30, 45], 7, [3, 3], [1, 2], [1, 1], [0, 1, 1, 0], 7),
+            (1, 6, [1, 50], 6, [1, 31], [1, 1], [1, 1], [0, 15, 0, 15], 6),
+            (1, 3, [2, 2], 3, [3, 3], [2, 2], [1, 1], [3, 3, 3, 3], 3),
+            (8, 300, [12, 12], 300, [3, 3], [1, 1], [1, 1], [1, 1, 1, 1], 300),
             (2, 6, [7, 9], 12, [5, 3], [2, 1], [1, 1], [2, 0, 2, 1], 3),
             (1, 4, [10, 10], 4, [3, 3], [1, 1], [2, 3], [0, 3, 1, 3], 2),
             (1, 4, [13, 17], 4, [2, 2], [3, 3], [1, 1], [0, 0, 0, 0], 1),

@@ -25,22 +25,57 @@ pub(crate) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// The rows from number `first` on, which must be a multiple of 8.
+    /// The rows from number `first` on, which must be a multiple of [`ROWS`].
     pub(crate) fn from(self, first: usize) -> Rows<'a> {
         Rows { data: &self.data[first * self.depth..], depth: self.depth }
+    }
+}
+
+/// Where the rows of `B` start.
+#[derive(Debug, Default)]
+pub(crate) struct Offsets {
+    /// By row.
+    starts: Vec<usize>,
+    /// The greatest of them.
+    last: usize,
+}
+
+impl Offsets {
+    /// Forgets all rows.
+    pub(crate) fn clear(&mut self) {
+        self.starts.clear();
+        self.last = 0;
+    }
+
+    /// Adds a row.
+    pub(crate) fn push(&mut self, start: usize) {
+        self.starts.push(start);
+        self.last = self.last.max(start);
+    }
+}
+
+impl FromIterator<usize> for Offsets {
+    fn from_iter<I: IntoIterator<Item = usize>>(starts: I) -> Offsets {
+        let mut offsets = Offsets::default();
+        starts.into_iter().for_each(|start| offsets.push(start));
+        offsets
     }
 }
 
 /// `B`, a row at a time.
 #[derive(Clone, Copy)]
 pub(crate) struct Columns<'a> {
-    /// Elements.
-    pub data: &'a [f32],
-    /// Where each of the `k` rows starts. A tile reads whole vectors: from every row the number of
-    /// columns rounded up to [`PADDING`] must be readable.
-    pub offsets: &'a [usize],
-    /// Number of columns.
-    pub count: usize,
+    data: &'a [f32],
+    offsets: &'a Offsets,
+    count: usize,
+}
+
+impl<'a> Columns<'a> {
+    /// `count` columns. A tile reads whole vectors: from every row that number rounded up to [`PADDING`]
+    /// should be readable.
+    pub(crate) fn new(data: &'a [f32], offsets: &'a Offsets, count: usize) -> Columns<'a> {
+        Columns { data, offsets, count }
+    }
 }
 
 /// Up to [`PANEL`] columns of `B`, one row after the other: what is read is adjacent, so it stays in the
@@ -53,14 +88,23 @@ pub(crate) struct Panel<'a> {
     pub count: usize,
 }
 
-/// Where a tile reads `B` from.
+/// Where a tile reads `B` from. Implemented in this file only: tiles rely on what it says.
 pub(crate) trait Source<'a>: Copy {
     /// Number of columns.
     fn count(self) -> usize;
 
-    /// Of row `k` the `length` elements from column `from` on; none where they cannot be read. Never panics,
-    /// and is no closure: both would take the sums of a tile out of its registers.
-    fn row(self, k: usize, from: usize, length: usize) -> Option<&'a [f32]>;
+    /// Number of rows.
+    fn rows(self) -> usize;
+
+    /// Columns that can be read of every row, those beyond the last one included.
+    fn readable(self) -> usize;
+
+    /// Of row `k` the `length` elements from column `from` on.
+    ///
+    /// # Safety
+    /// `k` is less than [`Source::rows`], and `from + length` at most [`Source::readable`].
+    #[allow(unsafe_code)]
+    unsafe fn row(self, k: usize, from: usize, length: usize) -> &'a [f32];
 }
 
 impl<'a> Source<'a> for Columns<'a> {
@@ -68,10 +112,23 @@ impl<'a> Source<'a> for Columns<'a> {
         self.count
     }
 
+    fn rows(self) -> usize {
+        self.offsets.starts.len()
+    }
+
+    fn readable(self) -> usize {
+        self.data.len().saturating_sub(self.offsets.last)
+    }
+
     #[inline(always)]
-    fn row(self, k: usize, from: usize, length: usize) -> Option<&'a [f32]> {
-        let start = self.offsets.get(k)?.wrapping_add(from);
-        self.data.get(start..start.wrapping_add(length))
+    #[allow(unsafe_code)]
+    unsafe fn row(self, k: usize, from: usize, length: usize) -> &'a [f32] {
+        // SAFETY: the caller promises that there is a row `k`. None starts behind `last`, from which on there
+        // are as many elements as `readable` says, at least `from + length` of them.
+        unsafe {
+            let start = self.offsets.starts.get_unchecked(k).wrapping_add(from);
+            self.data.get_unchecked(start..start.wrapping_add(length))
+        }
     }
 }
 
@@ -80,10 +137,20 @@ impl<'a> Source<'a> for Panel<'a> {
         self.count
     }
 
+    fn rows(self) -> usize {
+        self.data.len() / PANEL
+    }
+
+    fn readable(self) -> usize {
+        PANEL
+    }
+
     #[inline(always)]
-    fn row(self, k: usize, from: usize, length: usize) -> Option<&'a [f32]> {
+    #[allow(unsafe_code)]
+    unsafe fn row(self, k: usize, from: usize, length: usize) -> &'a [f32] {
         let start = k.wrapping_mul(PANEL).wrapping_add(from);
-        self.data.get(start..start.wrapping_add(length))
+        // SAFETY: the caller promises that row `k` lies inside `data`, and that the elements lie inside it.
+        unsafe { self.data.get_unchecked(start..start.wrapping_add(length)) }
     }
 }
 
@@ -99,10 +166,16 @@ pub(crate) enum Start<'a> {
     PerRow(&'a [f32]),
 }
 
+/// Whether there are 32 vector registers, not 16: so it is where vectors have 512 bits.
+#[inline(always)]
+fn has_many_registers(lanes: usize) -> bool {
+    lanes >= 16
+}
+
 /// How many rows the next group has when `left` are left.
 #[inline(always)]
 fn group_size(lanes: usize, left: usize) -> usize {
-    let widest = if lanes >= 16 { 8 } else { 4 };
+    let widest = if has_many_registers(lanes) { 8 } else { 6 };
     if left >= widest {
         widest
     } else if left >= 4 {
@@ -113,6 +186,26 @@ fn group_size(lanes: usize, left: usize) -> usize {
         1
     }
 }
+
+/// How many vectors of columns the next tile of `rows` rows has when `left` are left. Sums, a row of `B` and a
+/// factor have to fit the registers with one to spare: without it the compiler keeps a sum in memory.
+#[inline(always)]
+fn tile_width(rows: usize, lanes: usize, left: usize) -> usize {
+    let fitting: &[usize] = match rows {
+        // Four vectors are two and two: a tile of one vector waits for its own sums.
+        8 if left == 4 => &[2],
+        8 => &[3, 2, 1],
+        6 => &[2, 1],
+        4 if has_many_registers(lanes) && left != 4 => &[3, 2, 1],
+        4 => &[2, 1],
+        2 => &[4, 2, 1],
+        _ => &[6, 3, 1],
+    };
+    fitting.iter().copied().find(|&width| width <= left).unwrap_or(1)
+}
+
+/// Rows from a multiple of this number on are packed as if they were the first ones.
+pub(crate) const ROWS: usize = 24;
 
 /// Appends `count` rows of `depth` elements to `packed`, in the order in which tiles read them. Element
 /// `k` of row `i` is at `i * row_stride + k * column_stride` of `source`.
@@ -137,6 +230,7 @@ pub(crate) fn pack_rows(
             let rows = |r: usize| &source[(first + r) * row_stride..][..depth];
             match size {
                 8 => interleave::<8>(std::array::from_fn(rows), target),
+                6 => interleave::<6>(std::array::from_fn(rows), target),
                 4 => interleave::<4>(std::array::from_fn(rows), target),
                 2 => interleave::<2>(std::array::from_fn(rows), target),
                 _ => target.copy_from_slice(rows(0)),
@@ -187,28 +281,24 @@ impl<'a, B: Source<'a>> WithSimd for Multiply<'a, '_, '_, B> {
         let Multiply { rows, columns, start, targets } = self;
         let lanes = S::F32_LANES;
         let vectors = columns.count().div_ceil(lanes);
-        // The tile shapes are chosen so that sums, a row of `B` and a broadcast fit the registers (32 of
-        // 512 bits, 16 of 256).
         let mut first = 0;
         while first < targets.len() {
             let size = group_size(lanes, targets.len() - first);
             let group = &mut targets[first..first + size];
             let mut at = 0;
             while at < vectors {
-                let width = match (size, vectors - at) {
-                    (1, 6..) => 6,
-                    (_, 3..) => 3,
-                    (4 | 8, 2) => 2,
-                    _ => 1,
-                };
+                let width = tile_width(size, lanes, vectors - at);
                 match (size, width) {
                     (8, 3) => tile::<S, B, 8, 3>(simd, rows, columns, start, first, at, group),
                     (8, 2) => tile::<S, B, 8, 2>(simd, rows, columns, start, first, at, group),
                     (8, _) => tile::<S, B, 8, 1>(simd, rows, columns, start, first, at, group),
+                    (6, 2) => tile::<S, B, 6, 2>(simd, rows, columns, start, first, at, group),
+                    (6, _) => tile::<S, B, 6, 1>(simd, rows, columns, start, first, at, group),
                     (4, 3) => tile::<S, B, 4, 3>(simd, rows, columns, start, first, at, group),
                     (4, 2) => tile::<S, B, 4, 2>(simd, rows, columns, start, first, at, group),
                     (4, _) => tile::<S, B, 4, 1>(simd, rows, columns, start, first, at, group),
-                    (2, 3) => tile::<S, B, 2, 3>(simd, rows, columns, start, first, at, group),
+                    (2, 4) => tile::<S, B, 2, 4>(simd, rows, columns, start, first, at, group),
+                    (2, 2) => tile::<S, B, 2, 2>(simd, rows, columns, start, first, at, group),
                     (2, _) => tile::<S, B, 2, 1>(simd, rows, columns, start, first, at, group),
                     (_, 6) => tile::<S, B, 1, 6>(simd, rows, columns, start, first, at, group),
                     (_, 3) => tile::<S, B, 1, 3>(simd, rows, columns, start, first, at, group),
@@ -255,22 +345,28 @@ fn tile<'a, S: Simd, B: Source<'a>, const R: usize, const V: usize>(
             sums[r] = [simd.splat_f32s(bias[first + r]); V];
         });
     }
-    // Nothing in this loop may panic: a way out other than its end would keep the sums in memory.
     let (factors, _) = rows.data[first * rows.depth..(first + R) * rows.depth].as_chunks::<R>();
-    let mut done = 0;
+    assert!(
+        factors.is_empty() || factors.len() <= columns.rows() && column + V * lanes <= columns.readable(),
+        "every row of B is readable up to whole vectors"
+    );
+    // Nothing in this loop may panic: a way out other than its end would keep the sums in memory. Where the
+    // machine shares its arithmetic with another thread, each check costs as much as a multiply-add.
     for (k, factors) in factors.iter().enumerate() {
-        let Some(row) = columns.row(k, column, V * lanes) else { break };
-        let Ok(row) = bytemuck::try_cast_slice::<f32, S::f32s>(row) else { break };
-        let Some(right) = row.first_chunk::<V>() else { break };
+        #[allow(unsafe_code)]
+        // SAFETY: there are as many rows as factors and as many columns as are read, by the assertion above.
+        // Vectors are plain numbers and are read from wherever they lie.
+        let right: [S::f32s; V] = unsafe {
+            let row = columns.row(k, column, V * lanes).as_ptr().cast::<[S::f32s; V]>();
+            row.read_unaligned()
+        };
         for_each_row!(r, R, {
             let factor = simd.splat_f32s(factors[r]);
             for v in 0..V {
                 sums[r][v] = simd.mul_add_e_f32s(factor, right[v], sums[r][v]);
             }
         });
-        done += 1;
     }
-    assert_eq!(done, rows.depth, "every row of B is readable up to whole vectors");
     for_each_row!(r, R, {
         let target = &mut *targets[r];
         for (v, &sum) in sums[r].iter().enumerate() {
@@ -297,14 +393,14 @@ mod tests {
                     let stride = n + PADDING;
                     let b: Vec<f32> = (0..k * stride + PADDING).map(|i| (i * 5 % 13) as f32).collect();
                     let bias: Vec<f32> = (0..m).map(|i| i as f32).collect();
-                    let offsets: Vec<usize> = (0..k).map(|i| i * stride).collect();
+                    let offsets: Offsets = (0..k).map(|i| i * stride).collect();
                     let mut packed = Vec::new();
                     pack_rows(&mut packed, &a, m, k, k, 1);
                     let mut c = vec![f32::NAN; m * n];
                     let mut targets: Vec<&mut [f32]> = c.chunks_mut(n).collect();
                     multiply(
                         Rows { data: &packed, depth: k },
-                        Columns { data: &b, offsets: &offsets, count: n },
+                        Columns::new(&b, &offsets, n),
                         Start::PerRow(&bias),
                         &mut targets,
                     );

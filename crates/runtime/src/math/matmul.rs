@@ -23,7 +23,7 @@ const SPLIT: usize = 1 << 19;
 
 /// Rows a task has at most: with a depth of some hundreds they stay in the second-level cache beside a
 /// panel of columns, and what they become stays there until it is finished.
-const ROWS: usize = 64;
+const ROWS: usize = 72;
 
 /// Floats that [`pack_columns`] writes.
 pub(crate) fn packed_size(depth: usize, columns: usize) -> usize {

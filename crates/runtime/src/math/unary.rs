@@ -55,41 +55,24 @@ pub(crate) fn tanh(x: f32) -> f32 {
     if size < 0.625 { small } else { large }
 }
 
-/// The error function; absolute error under 3e-7.
+/// The error function; relative error under 5e-7.
 #[inline(always)]
 pub(crate) fn erf(x: f32) -> f32 {
+    /// From here on the result is 1 in this precision, or the number next to it.
+    const ONE: f32 = 3.9;
     let size = x.abs();
-    let square = x * x;
-    let small = x * polynomial(
+    let bounded = if size > ONE { ONE } else { size };
+    let square = bounded * bounded;
+    // A quotient of polynomials fitted for the least relative error on 0 to 3.9, which is 2e-8.
+    let above = polynomial(
         square,
-        [
-            std::f32::consts::FRAC_2_SQRT_PI,
-            -0.376_126_26,
-            0.112_835_98,
-            -0.026_854_329,
-            0.005_189_312,
-            -8.018_855e-4,
-            7.882_497e-5,
-        ],
+        [1.128_379_1, 0.189_667, 0.052_668_11, 3.738_354_4e-3, 2.850_625_3e-4, 2.066_474e-6],
     );
-    // erfc(x) e^(x^2) is smooth in 1 / (1 + x / 2); beyond 4, erf is 1 in this precision.
-    let bounded = if size > 4.0 { 4.0 } else { size };
-    let t = 1.0 / (1.0 + 0.5 * bounded);
-    let tail = polynomial(
-        t,
-        [
-            6.064_087_4e-4,
-            0.273_618_15,
-            0.330_840_68,
-            0.101_268_25,
-            0.403_838_36,
-            -0.057_338_735,
-            -0.053_540_616,
-        ],
-    );
-    let large = (1.0 - exp(-(bounded * bounded)) * tail).copysign(x);
-    let value = if size < 1.0 { small } else { large };
-    if x.is_nan() { x } else { value }
+    let below =
+        polynomial(square, [1.0, 0.501_420_8, 0.113_819_03, 0.014_914_294, 1.157_378_4e-3, 3.827_005e-5]);
+    let value = bounded * above / below;
+    let value = if value > 1.0 || size > ONE { 1.0 } else { value };
+    value.copysign(x)
 }
 
 /// `max(x, 0)`; NaN stays NaN.
@@ -170,7 +153,7 @@ mod tests {
         assert!(worst(-87.0, 88.7, 0.0, exp, f64::exp) < 2e-7);
         assert!(worst(-10.0, 10.0, 0.0, tanh, f64::tanh) < 4e-7);
         assert!(worst(-1e-3, 1e-3, 1e-9, tanh, f64::tanh) < 4e-7);
-        assert!(worst(-6.0, 6.0, 1.0, erf, erf_series) < 3e-7);
+        assert!(worst(-6.0, 6.0, 1e-9, erf, erf_series) < 5e-7);
         assert!(worst(-30.0, 30.0, 1e-3, sigmoid, |x| 1.0 / (1.0 + (-x).exp())) < 5e-7);
     }
 
