@@ -79,7 +79,7 @@ pub fn compare(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
         [setup::lane(global, &oracle, &first, Vec::new())?, setup::lane(global, other, &second, Vec::new())?];
     let single = data.bind(&inputs, 1)?;
     let Some(sample) = single.batches()?.next().transpose()? else { bail!("the data hold no samples") };
-    let groups = groups(&pairs, &value_bytes(&first, &sample));
+    let groups = groups(&pairs, &value_bytes(&first, &sample.feeds));
     // The proof is about outputs; the size about everything that is kept.
     let group = groups.first().cloned().unwrap_or_default();
     want(&mut lanes, &pairs[group.clone()], &first, &second);

@@ -150,6 +150,9 @@ pub struct Memory {
     /// Most bytes that computed values took at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<u64>,
+    /// The same as worked out before the first run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activations_predicted: Option<u64>,
     /// Growth of the process at the peak of its first run beyond the activations: packed operands and
     /// other scratch memory of kernels, allocator and all.
     #[serde(skip_serializing_if = "Option::is_none")]

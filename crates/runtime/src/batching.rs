@@ -207,7 +207,7 @@ fn row(tensor: &Tensor, index: usize) -> Option<Tensor> {
 
 /// Samples that fit together: by the largest value that is computed, and by all that are kept.
 fn fitting(lane: &Lane<'_>, sample: &Batch, proof: Proof) -> usize {
-    let sizes = value_bytes(lane.model(), sample);
+    let sizes = value_bytes(lane.model(), &sample.feeds);
     let largest = sizes.values().copied().max().unwrap_or(0);
     let fits = LARGEST / largest.max(1);
     let kept: u64 = lane.wanted().iter().filter_map(|value| sizes.get(value)).sum();
@@ -215,13 +215,14 @@ fn fitting(lane: &Lane<'_>, sample: &Batch, proof: Proof) -> usize {
     usize::try_from(fits).unwrap_or(MOST).clamp(1, MOST)
 }
 
-/// Bytes of the values of a model's main graph that is fed one sample, as far as inference tells.
-pub fn value_bytes(model: &Model, sample: &Batch) -> HashMap<ValueId, u64> {
+/// Bytes of the values of a model's main graph on such feeds (by the inputs' names), as far as inference
+/// tells.
+pub fn value_bytes(model: &Model, feeds: &[(String, Tensor)]) -> HashMap<ValueId, u64> {
     let mut model = model.clone();
     let main = model.main();
     for index in 0..model.graph(main).inputs().len() {
         let name = model.value(model.graph(main).inputs()[index].value).name().to_owned();
-        let fed = sample.feeds.iter().find(|(input, _)| *input == name);
+        let fed = feeds.iter().find(|(input, _)| *input == name);
         if let (Some((_, tensor)), Some(info)) = (fed, model.input_info_mut(main, index)) {
             info.ty = Some(Type::tensor(tensor.dtype(), tensor.shape().iter().map(|&size| Dim::Fixed(size))));
         }

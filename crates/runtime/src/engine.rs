@@ -1,5 +1,7 @@
 //! What an engine is: it loads models into sessions, which run.
 
+use std::collections::HashMap;
+
 use optix_ir::{Model, Tensor, ValueId};
 use optix_ops::Datum;
 
@@ -59,6 +61,22 @@ pub trait Engine: Send + Sync {
 /// Looks at a value as soon as it is computed; see [`Session::run_with`].
 pub type Visit<'a> = &'a mut dyn FnMut(ValueId, &Tensor) -> Result<(), RuntimeError>;
 
+/// The wanted values of a run, in the order asked for.
+pub(crate) fn collect(
+    wanted: &[ValueId],
+    run: impl FnOnce(Visit<'_>) -> Result<(), RuntimeError>,
+) -> Result<Vec<Tensor>, RuntimeError> {
+    let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
+    run(&mut |value, tensor| {
+        for (place, _) in found.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == value) {
+            *place = Some(tensor.clone());
+        }
+        Ok(())
+    })?;
+    let missing = || RuntimeError::Environment("the engine did not compute a wanted value".into());
+    found.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
+}
+
 /// A loaded model.
 pub trait Session: Send {
     /// Runs the model and shows `visit` each wanted value once, in execution order, as soon as it is
@@ -81,15 +99,7 @@ pub trait Session: Send {
     /// # Errors
     /// As [`Session::run_with`].
     fn run(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<Vec<Tensor>, RuntimeError> {
-        let mut found: Vec<Option<Tensor>> = vec![None; wanted.len()];
-        self.run_with(feeds, wanted, &mut |value, tensor| {
-            for (place, _) in found.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == value) {
-                *place = Some(tensor.clone());
-            }
-            Ok(())
-        })?;
-        let missing = || RuntimeError::Environment("the engine did not compute a wanted value".into());
-        found.into_iter().map(|tensor| tensor.ok_or_else(missing)).collect()
+        collect(wanted, |visit| self.run_with(feeds, wanted, visit))
     }
 
     /// Runs the model on values of any type and returns the wanted ones, in the order asked for.
@@ -128,6 +138,21 @@ pub trait Session: Send {
     fn take_times(&mut self, plain: f64) -> Result<Times, RuntimeError> {
         let _ = plain;
         Err(RuntimeError::Environment("nothing was timed".into()))
+    }
+
+    /// Most bytes that feeds and computed values will take at once in a run for the wanted values, by the
+    /// sizes of values that [`value_bytes`](crate::value_bytes) finds. `None` where a size is missing and
+    /// with control flow, and for engines that do not tell how they use memory.
+    ///
+    /// # Errors
+    /// When the model does not have the wanted values.
+    fn predicted_peak(
+        &mut self,
+        sizes: &HashMap<ValueId, u64>,
+        wanted: &[ValueId],
+    ) -> Result<Option<u64>, RuntimeError> {
+        let _ = (sizes, wanted);
+        Ok(None)
     }
 
     /// Another session on the same loaded model, for another thread: it runs on that thread alone. `None`

@@ -26,6 +26,7 @@ mod ort_errors;
 mod ort_tensors;
 mod parts;
 mod plan;
+mod predict;
 mod profile;
 mod session;
 mod step;

@@ -1,6 +1,6 @@
 //! Running a plan.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,11 +9,12 @@ use optix_ops::Datum;
 
 use crate::control::walk;
 use crate::device::{Device, DevicePlace, Placement, RtValue, Tally, synchronize};
-use crate::engine::{Session, Visit};
+use crate::engine::{Session, Visit, collect};
 use crate::error::RuntimeError;
 use crate::fuse::{Item, Route, Terrain, arrange};
 use crate::kernels::buffers::Buffers;
 use crate::plan::{Input, Plan, Slot};
+use crate::predict::peak;
 use crate::profile::Times;
 use crate::profile::recorder::Recorder;
 use crate::step::{Place, Step};
@@ -21,7 +22,7 @@ use crate::step::{Place, Step};
 /// A loaded model.
 pub(crate) struct PlanSession {
     plan: Arc<Plan>,
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Arc<rayon::ThreadPool>>,
     device: Option<DevicePlace>,
     required: Vec<(ValueId, String)>,
     /// The last run's schedule: mostly the next one's too.
@@ -68,7 +69,7 @@ impl PlanSession {
         let device = device.map(|device| DevicePlace { device, tally: Tally::default() });
         PlanSession {
             plan,
-            pool,
+            pool: pool.map(Arc::new),
             device,
             required,
             schedule: None,
@@ -153,6 +154,15 @@ impl PlanSession {
 type See<'a> = &'a mut dyn FnMut(ValueId, Option<&Step>, &RtValue) -> Result<(), RuntimeError>;
 
 impl PlanSession {
+    /// Does something on a thread of the pool, where there is one: from there, each kernel reaches the other
+    /// threads without waking this one up in between.
+    fn in_pool<T: Send>(&mut self, body: impl FnOnce(&mut PlanSession) -> T + Send) -> T {
+        match self.pool.clone() {
+            Some(pool) => pool.install(|| body(self)),
+            None => body(self),
+        }
+    }
+
     fn run_values(
         &mut self,
         feeds: impl IntoIterator<Item = (ValueId, RtValue)>,
@@ -195,7 +205,7 @@ impl PlanSession {
             }
         }
         let place = Place {
-            pool: self.pool.as_ref(),
+            pool: self.pool.as_deref(),
             device: self.device.as_ref(),
             buffers: &self.buffers,
             recorder,
@@ -232,6 +242,23 @@ impl PlanSession {
     }
 }
 
+/// Hands a value on to a visitor of tensors.
+fn show(visit: Visit<'_>, id: ValueId, step: Option<&Step>, value: &RtValue) -> Result<(), RuntimeError> {
+    match (value, step) {
+        (RtValue::Datum(datum), _) => {
+            let label = step.map_or_else(|| "an input".to_owned(), |step| step.label.clone());
+            Err(RuntimeError::NotATensor { node: label, kind: datum.kind() })
+        }
+        (value, Some(step)) => visit(id, &step.to_host(value)?),
+        (value, None) => value.host().map_or(Ok(()), |tensor| visit(id, tensor)),
+    }
+}
+
+/// Feeds as values of a run.
+fn on_host(feeds: &[(ValueId, Tensor)]) -> impl Iterator<Item = (ValueId, RtValue)> + Clone {
+    feeds.iter().map(|(value, tensor)| (*value, RtValue::Host(tensor.clone())))
+}
+
 impl Session for PlanSession {
     fn run_with(
         &mut self,
@@ -239,15 +266,15 @@ impl Session for PlanSession {
         wanted: &[ValueId],
         visit: Visit<'_>,
     ) -> Result<(), RuntimeError> {
-        let feeds = feeds.iter().map(|(value, tensor)| (*value, RtValue::Host(tensor.clone())));
-        self.run_values(feeds, wanted, None, &mut |id, step, value| match (value, step) {
-            (RtValue::Datum(datum), _) => {
-                let label = step.map_or_else(|| "an input".to_owned(), |step| step.label.clone());
-                Err(RuntimeError::NotATensor { node: label, kind: datum.kind() })
-            }
-            (value, Some(step)) => visit(id, &step.to_host(value)?),
-            (value, None) => value.host().map_or(Ok(()), |tensor| visit(id, tensor)),
-        })
+        self.run_values(on_host(feeds), wanted, None, &mut |id, step, value| show(visit, id, step, value))
+    }
+
+    fn run(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<Vec<Tensor>, RuntimeError> {
+        self.in_pool(|session| collect(wanted, |visit| session.run_with(feeds, wanted, visit)))
+    }
+
+    fn execute(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
+        self.in_pool(|session| session.run_with(feeds, wanted, &mut |_, _| Ok(())))
     }
 
     fn run_data(
@@ -274,25 +301,25 @@ impl Session for PlanSession {
     fn run_timed(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<(), RuntimeError> {
         /// Schedules that may turn out not to fit before one does.
         const TRIES: usize = 8;
-        let feeds: Vec<(ValueId, RtValue)> =
-            feeds.iter().map(|(value, tensor)| (*value, RtValue::Host(tensor.clone()))).collect();
-        let mut recorder = self.recorder.take().unwrap_or_default();
-        for _ in 0..TRIES {
-            // Steps are known by their place in the schedule, which must be the one of the timed runs.
-            if recorder.has_accounts() && self.schedule.is_some() {
-                break;
+        self.in_pool(|session| {
+            let mut recorder = session.recorder.take().unwrap_or_default();
+            for _ in 0..TRIES {
+                // Steps are known by their place in the schedule, which must be the one of the timed runs.
+                if recorder.has_accounts() && session.schedule.is_some() {
+                    break;
+                }
+                recorder = Recorder::default();
+                session.timed.clear();
+                recorder.start();
+                session.run_values(on_host(feeds), wanted, Some(&recorder), &mut |_, _, _| Ok(()))?;
             }
-            recorder = Recorder::default();
-            self.timed.clear();
+            let start = Instant::now();
             recorder.start();
-            self.run_values(feeds.clone(), wanted, Some(&recorder), &mut |_, _, _| Ok(()))?;
-        }
-        let start = Instant::now();
-        recorder.start();
-        self.run_values(feeds, wanted, Some(&recorder), &mut |_, _, _| Ok(()))?;
-        self.timed.push(start.elapsed().as_secs_f64());
-        self.recorder = Some(recorder);
-        Ok(())
+            session.run_values(on_host(feeds), wanted, Some(&recorder), &mut |_, _, _| Ok(()))?;
+            session.timed.push(start.elapsed().as_secs_f64());
+            session.recorder = Some(recorder);
+            Ok(())
+        })
     }
 
     fn take_times(&mut self, _plain: f64) -> Result<Times, RuntimeError> {
@@ -307,6 +334,22 @@ impl Session for PlanSession {
             constants: Some(constants.map(|tensor| tensor.bytes().len() as u64).sum()),
             clock: 0.0,
         })
+    }
+
+    fn predicted_peak(
+        &mut self,
+        sizes: &HashMap<ValueId, u64>,
+        wanted: &[ValueId],
+    ) -> Result<Option<u64>, RuntimeError> {
+        if self.device.is_some() {
+            return Ok(None);
+        }
+        let schedule = self.schedule(wanted)?;
+        let sizes: HashMap<Slot, u64> =
+            sizes.iter().filter_map(|(value, bytes)| Some((self.plan.slot(*value)?, *bytes))).collect();
+        let feeds: Vec<Slot> =
+            self.plan.inputs.iter().map(|input| input.slot).filter(|slot| sizes.contains_key(slot)).collect();
+        Ok(peak(&self.plan.steps, &schedule.route, &feeds, &|slot| sizes.get(&slot).copied()))
     }
 
     fn fork(&self) -> Option<Box<dyn Session>> {

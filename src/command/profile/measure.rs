@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use optix_base::CancelToken;
 use optix_data::Latencies;
-use optix_ir::{Model, ValueId};
+use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{OracleError, Progress};
-use optix_runtime::{Engine, LoadOptions, Session, Times};
+use optix_runtime::{Engine, LoadOptions, Session, Times, value_bytes};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::inputs::Feeds;
@@ -29,6 +29,8 @@ pub struct Subject {
     pub load_seconds: f64,
     /// Growth of the process while it was loaded.
     pub load_growth: Option<u64>,
+    /// Most bytes that computed values take at once, worked out before the first run.
+    pub predicted: Option<u64>,
     /// Growth of the process at the peak of the first run.
     pub run_growth: Option<u64>,
     /// Seconds of a run, roughly.
@@ -105,9 +107,16 @@ impl Subject {
             session,
             load_seconds,
             load_growth: load_growth.map(|(end, _)| end),
+            predicted: None,
             run_growth: None,
             rough: 0.0,
         };
+        let named = |(value, tensor): &(ValueId, Tensor)| {
+            (subject.model.value(*value).name().to_owned(), tensor.clone())
+        };
+        let sizes = value_bytes(&subject.model, &subject.feeds.feeds.iter().map(named).collect::<Vec<_>>());
+        subject.predicted =
+            subject.session.predicted_peak(&sizes, &subject.wanted).map_err(OracleError::from)?;
         let (first, run_growth) = memory::growth(|| subject.run());
         first?;
         subject.run_growth = run_growth.map(|(_, peak)| peak);

@@ -61,6 +61,7 @@ pub fn model(subject: &Subject, measured: &Measured, path: &str, bytes: u64, roo
         memory: Memory {
             weights: times.constants,
             activations: times.activations,
+            activations_predicted: subject.predicted,
             // Only where it is known that activations are all that a run makes beside.
             workspace: subject
                 .run_growth

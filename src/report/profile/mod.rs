@@ -92,6 +92,9 @@ fn facts(model: &ModelProfile) -> Vec<(&'static str, String)> {
     let sizes: Vec<String> = sizes
         .into_iter()
         .filter_map(|(name, size)| Some(format!("{name} {}", format::bytes(size?))))
+        .chain(
+            memory.activations_predicted.map(|size| format!("activations predicted {}", format::bytes(size))),
+        )
         .collect();
     lines.push(("memory", sizes.join(", ")));
     let slow: Vec<String> = model

@@ -72,6 +72,12 @@ fn every_node_is_accounted_for() {
             weights > 100_000.0 && number(&facts["memory"]["activations"]) > 4.0 * 784.0 * 4.0,
             "{facts}"
         );
+        if engine == "cpu" {
+            assert_eq!(
+                facts["memory"]["activations_predicted"], facts["memory"]["activations"],
+                "known ahead"
+            );
+        }
     }
 }
 
