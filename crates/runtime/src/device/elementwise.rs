@@ -2,7 +2,7 @@
 
 use burn::tensor::TensorMetadata;
 use burn::tensor::ops::{ActivationOps, BoolTensor, BoolTensorOps, FloatTensorOps};
-use burn::tensor::{BoolDType, Shape};
+use burn::tensor::{BoolDType, FloatDType, Shape};
 use optix_ir::DType;
 
 use super::{B, DeviceCall, DeviceTensor, OnDevice, reshape, scalar};
@@ -85,6 +85,12 @@ pub(crate) fn extreme(
     B::float_mask_where(chosen, nan, b)
 }
 
+/// One over a number. The primitive of that name is an estimate on some backends.
+pub(crate) fn reciprocal(x: DeviceTensor) -> DeviceTensor {
+    let ones = B::float_ones(x.shape(), &B::float_device(&x), FloatDType::F32);
+    B::float_div(ones, x)
+}
+
 pub(crate) fn power(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
     let whole = call.host(1).and_then(|tensor| tensor.single());
     if call.shape(0)?.is_empty() {
@@ -98,7 +104,7 @@ pub(crate) fn power(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
                 1.0 => x,
                 2.0 => B::float_mul(x.clone(), x),
                 3.0 => B::float_mul(B::float_mul(x.clone(), x.clone()), x),
-                -1.0 => B::float_recip(x),
+                -1.0 => reciprocal(x),
                 0.5 => B::float_sqrt(x),
                 exponent => B::float_powf_scalar(x, scalar(exponent as f32)),
             })
@@ -130,7 +136,7 @@ pub(crate) fn select(call: &DeviceCall<'_>) -> Option<Vec<OnDevice>> {
 
 /// Truth values as zeros and ones.
 fn truths(mask: BoolTensor<B>) -> DeviceTensor {
-    B::bool_into_float(mask, burn::tensor::FloatDType::F32)
+    B::bool_into_float(mask, FloatDType::F32)
 }
 
 pub(crate) fn compare(

@@ -29,7 +29,7 @@ pub(crate) static KERNELS: &[(&str, i64, Run)] = &[
     ("MaxPool", 1, Float(|call| convolution::pool(call, true))),
     ("AveragePool", 7, Float(|call| convolution::pool(call, false))),
     ("GlobalAveragePool", 1, Float(|call| reduce::global(call, B::float_mean_dim))),
-    ("GlobalMaxPool", 1, Float(|call| reduce::global(call, B::float_max_dim))),
+    ("GlobalMaxPool", 1, Float(|call| reduce::global(call, reduce::greatest))),
     ("MatMul", 1, Float(el::matmul)),
     ("Gemm", 7, Float(el::gemm)),
     ("Add", 7, Float(|call| el::binary(call, B::float_add))),
@@ -72,7 +72,7 @@ pub(crate) static KERNELS: &[(&str, i64, Run)] = &[
     ("Sqrt", 6, Float(|call| Some(B::float_sqrt(call.tensor(0)?)))),
     ("Neg", 6, Float(|call| Some(B::float_neg(call.tensor(0)?)))),
     ("Abs", 6, Float(|call| Some(B::float_abs(call.tensor(0)?)))),
-    ("Reciprocal", 6, Float(|call| Some(B::float_recip(call.tensor(0)?)))),
+    ("Reciprocal", 6, Float(|call| Some(el::reciprocal(call.tensor(0)?)))),
     ("Sin", 7, Float(|call| Some(B::float_sin(call.tensor(0)?)))),
     ("Cos", 7, Float(|call| Some(B::float_cos(call.tensor(0)?)))),
     ("Floor", 6, Float(|call| Some(B::float_floor(call.tensor(0)?)))),
@@ -86,8 +86,8 @@ pub(crate) static KERNELS: &[(&str, i64, Run)] = &[
     ("LRN", 1, Float(reduce::local_response_normalization)),
     ("ReduceMean", 1, Float(|call| reduce::reduce(call, B::float_mean_dim))),
     ("ReduceSum", 1, Float(|call| reduce::reduce(call, B::float_sum_dim))),
-    ("ReduceMax", 1, Float(|call| reduce::reduce(call, B::float_max_dim))),
-    ("ReduceMin", 1, Float(|call| reduce::reduce(call, B::float_min_dim))),
+    ("ReduceMax", 1, Float(|call| reduce::reduce(call, reduce::greatest))),
+    ("ReduceMin", 1, Float(|call| reduce::reduce(call, reduce::least))),
     ("ReduceProd", 1, Float(|call| reduce::reduce(call, B::float_prod_dim))),
     ("ReduceL1", 1, Float(|call| reduce::around(call, B::float_abs, |x| x))),
     ("ReduceL2", 1, Float(|call| reduce::around(call, |x| B::float_mul(x.clone(), x), B::float_sqrt))),
@@ -133,6 +133,9 @@ impl Run {
         let one =
             |tensor: Option<DeviceTensor>, dtype: DType| Some(vec![OnDevice { tensor: tensor?, dtype }]);
         // These have a single output; a mask or statistics beside it are left to the host.
+        if call.exceeds_dimensions() {
+            return None;
+        }
         if !matches!(self, General(_)) && call.node.outputs().iter().skip(1).any(Option::is_some) {
             return None;
         }

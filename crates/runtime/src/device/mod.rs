@@ -200,6 +200,15 @@ pub(crate) fn synchronize(device: &Device) -> Result<(), String> {
     B::sync(device).map_err(|error| format!("{error:?}"))
 }
 
+/// Dimensions that a tensor of a backend can have.
+fn most_dimensions(device: &Device) -> usize {
+    match device {
+        #[cfg(feature = "ndarray")]
+        Device::NdArray(_) => 6,
+        _ => usize::MAX,
+    }
+}
+
 /// A node about to be computed on a device.
 pub(crate) struct DeviceCall<'a> {
     /// The node: operator and attributes.
@@ -262,6 +271,20 @@ impl DeviceCall<'_> {
     /// Integers of input `slot`, when it is on the host already.
     pub(crate) fn integers(&self, slot: usize) -> Option<Vec<i64>> {
         self.host(slot)?.to_i64s().ok()
+    }
+
+    /// Whether what goes in or comes out has more dimensions than tensors of the backend can have.
+    pub(crate) fn exceeds_dimensions(&self) -> bool {
+        let most = most_dimensions(&self.place.device);
+        let rank = |slot: usize| self.shape(slot).map_or(0, |shape| shape.len());
+        let first = |slot: usize| self.shape(slot).and_then(|shape| shape.first().copied()).unwrap_or(0);
+        let result = match self.node.op_type.as_str() {
+            "Reshape" | "Expand" => first(1),
+            "Unsqueeze" => rank(0) + self.node.ints("axes").map_or_else(|| first(1), <[i64]>::len),
+            "Gather" => rank(0) + rank(1),
+            _ => 0,
+        };
+        (0..self.inputs.len()).map(rank).any(|rank| rank > most) || result > most
     }
 
     /// An axis attribute counted from the front.

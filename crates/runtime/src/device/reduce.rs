@@ -17,6 +17,19 @@ pub(crate) fn global(
     Some(reshape(function(flat, 2), result))
 }
 
+/// The greatest number along an axis. Backends that start from the lowest finite number would never find an
+/// infinite one below it; of halves none is that low, and what was started from doubles to infinity.
+pub(crate) fn greatest(tensor: DeviceTensor, axis: usize) -> DeviceTensor {
+    let halves = B::float_mul_scalar(tensor, scalar(0.5));
+    B::float_mul_scalar(B::float_max_dim(halves, axis), scalar(2.0))
+}
+
+/// The least number along an axis, as [`greatest`].
+pub(crate) fn least(tensor: DeviceTensor, axis: usize) -> DeviceTensor {
+    let halves = B::float_mul_scalar(tensor, scalar(0.5));
+    B::float_mul_scalar(B::float_min_dim(halves, axis), scalar(2.0))
+}
+
 /// Reductions axis by axis.
 pub(crate) fn reduce(
     call: &DeviceCall<'_>,
