@@ -59,6 +59,7 @@ impl Mode {
                 }
             }
             Mode::Bilinear => (1.0 - distance).max(0.0),
+            Mode::Hamming if distance == 0.0 => 1.0,
             Mode::Hamming if distance >= 1.0 => 0.0,
             Mode::Hamming => {
                 // Pillow has these two in 32 bits, which shows in the last bit of a byte now and then.
