@@ -45,9 +45,6 @@ pub(crate) struct ConvShape {
 /// Elements of scratch a task should stay under: about half a second-level cache.
 const SCRATCH: usize = 96 << 10;
 
-/// Multiply-adds below which splitting among threads does not pay.
-const SPLIT: usize = 1 << 19;
-
 impl ConvShape {
     fn depth(&self) -> usize {
         self.channels / self.groups * self.kernel[0] * self.kernel[1]
@@ -167,7 +164,7 @@ pub(crate) fn convolve(
     }
     let convolution = Convolution { shape, input, filters, bias };
     let work = shape.batch * shape.filters * pixels * shape.depth();
-    let threads = if work < SPLIT { 1 } else { threads::count() };
+    let threads = if work < threads::WORTH { 1 } else { threads::count() };
     if depthwise::fits(shape) {
         depthwise::run(&convolution, threads, output, finish);
         return;
@@ -231,7 +228,7 @@ pub(crate) fn convolve(
 fn rows_per_task(shape: &ConvShape) -> usize {
     let height = shape.output[0];
     let per_row = shape.filters * shape.output[1] * shape.depth();
-    let least = (SPLIT / 2).div_ceil(per_row.max(1));
+    let least = (threads::WORTH / 8).div_ceil(per_row.max(1));
     let pictures = shape.channels / shape.groups * shape.input[1] * shape.strides[0]
         + shape.filters / shape.groups * (shape.output[1] + shape.kernel[1]);
     let fitting = (SCRATCH / pictures.max(1)).max(2 * shape.kernel[0]);

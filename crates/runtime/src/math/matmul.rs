@@ -18,9 +18,6 @@ pub(crate) struct Matrix<'a> {
     pub strides: [usize; 2],
 }
 
-/// Multiply-adds below which splitting among threads does not pay.
-const SPLIT: usize = 1 << 19;
-
 /// Rows a task has at most: with a depth of some hundreds they stay in the second-level cache beside a
 /// panel of columns, and what they become stays there until it is finished.
 const ROWS: usize = 72;
@@ -64,7 +61,7 @@ pub(crate) fn product(
         return;
     }
     // Tasks are blocks of rows by runs of panels; each gets its piece of every row it writes.
-    let threads = if parallel && rows * depth * columns >= SPLIT { threads::count() } else { 1 };
+    let threads = if parallel && rows * depth * columns >= threads::WORTH { threads::count() } else { 1 };
     let panels = columns.div_ceil(PANEL);
     let runs = if threads == 1 { 1 } else { (2 * threads).div_ceil(rows.div_ceil(ROWS)).clamp(1, panels) };
     let run = panels.div_ceil(runs) * PANEL;

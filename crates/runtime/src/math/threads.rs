@@ -10,6 +10,10 @@ thread_local! {
     static SERIAL: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Multiply-adds below which splitting among threads does not pay: another thread takes some tens of
+/// microseconds to wake up, more in a virtual machine, in which one thread does a million of them.
+pub(crate) const WORTH: usize = 1 << 21;
+
 /// Threads to split work among: 1 inside [`serially`], else those of the pool we are in.
 pub(crate) fn count() -> usize {
     if SERIAL.get() { 1 } else { rayon::current_num_threads() }

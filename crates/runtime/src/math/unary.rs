@@ -66,7 +66,14 @@ pub(crate) fn erf(x: f32) -> f32 {
     // A quotient of polynomials fitted for the least relative error on 0 to 3.9, which is 2e-8.
     let above = polynomial(
         square,
-        [1.128_379_1, 0.189_667, 0.052_668_11, 3.738_354_4e-3, 2.850_625_3e-4, 2.066_474e-6],
+        [
+            std::f32::consts::FRAC_2_SQRT_PI,
+            0.189_667,
+            0.052_668_11,
+            3.738_354_4e-3,
+            2.850_625_3e-4,
+            2.066_474e-6,
+        ],
     );
     let below =
         polynomial(square, [1.0, 0.501_420_8, 0.113_819_03, 0.014_914_294, 1.157_378_4e-3, 3.827_005e-5]);

@@ -218,6 +218,8 @@ impl Filter<'_> {
         for row in 0..rows.wrapping_add(2) {
             let Some(read) = picture.get(from..from.wrapping_add(V * S::F32_LANES + K - 1)) else { break };
             let mut sums = [second, first, bias];
+            // One number for the pixels and three rows of taps.
+            #[allow(clippy::needless_range_loop)]
             for kx in 0..K {
                 let Some(read) = read.get(kx..kx + V * S::F32_LANES) else { break };
                 let Some(read) = vectors::<S, V>(read) else { break };
