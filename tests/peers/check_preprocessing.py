@@ -59,16 +59,18 @@ class Bench:
 
     def compare(self, name, peer, pairs, limit):
         """`pairs` of (ours, reference)."""
-        worst, shapes = 0.0, 0
+        worst, shapes, differing, elements = 0.0, 0, 0, 0
         for ours, reference in pairs:
             if ours.shape != reference.shape:
                 print(f"  shapes {ours.shape} and {reference.shape}")
                 shapes += 1
             elif ours.size:
-                worst = max(worst, float(np.max(np.abs(ours.astype(np.float64) - reference.astype(np.float64)))))
+                difference = np.abs(ours.astype(np.float64) - reference.astype(np.float64))
+                worst = max(worst, float(difference.max()))
+                differing, elements = differing + int((difference > limit).sum()), elements + ours.size
         good = shapes == 0 and worst <= limit
         self.failed += not good
-        print(f"{name:44} {peer:34} {worst:10.3g} {limit:10.3g} {'' if good else 'FAILED'}", flush=True)
+        print(f"{name:44} {peer:34} {worst:10.3g} {limit:10.3g} {'' if good else f'FAILED in {differing} of {elements}'}", flush=True)
 
     def wanted(self, name):
         return not self.only or self.only in name

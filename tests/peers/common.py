@@ -197,6 +197,7 @@ def chosen(options):
 
 def pairs(reference, got, at_once=16):
     """The two in double precision, a few samples at a time: one output of a recognizer is 18,710 classes wide."""
+    reference, got = np.atleast_1d(reference), np.atleast_1d(got)
     for k in range(0, len(reference), at_once):
         yield tuple(np.asarray(x[k : k + at_once], np.float64).reshape(len(x[k : k + at_once]), -1) for x in (reference, got))
 
