@@ -11,6 +11,7 @@
 
 use std::path::Path;
 
+use optix_data::Latencies;
 use optix_ir::{Dim, Model, Tensor, Type, ValueId};
 use optix_runtime::{Cpu, Engine, LoadOptions, Session};
 use rustix::time::{ClockId, clock_gettime};
@@ -19,11 +20,6 @@ use rustix::time::{ClockId, clock_gettime};
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Gives free dimensions sizes.
@@ -100,7 +96,7 @@ fn measure(path: &Path, batch: usize, sizes: &[(String, usize)]) {
         rounds.push((a, b));
         seconds += a + b;
     }
-    let of = |pick: fn(&(f64, f64)) -> f64| median(rounds.iter().map(pick).collect());
+    let of = |pick: fn(&(f64, f64)) -> f64| Latencies::new(rounds.iter().map(pick)).median();
     println!(
         "{} batch {batch}: {} values looked at; {:.3} ms plain, {:.3} ms looking, ratio {:.3} ({} rounds)",
         path.file_name().unwrap_or_default().to_string_lossy(),

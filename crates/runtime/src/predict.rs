@@ -3,11 +3,9 @@
 use std::collections::HashMap;
 
 use crate::fuse::{Item, Route};
+use crate::kernels::views::VIEWS;
 use crate::plan::Slot;
 use crate::step::Step;
-
-/// Operators whose result is a view of their first input.
-const VIEWS: &[&str] = &["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"];
 
 /// Most bytes that the feeds and computed values of a run on the host take at once. `size` gives the bytes
 /// of the value in a slot. `None` where a size is not known, and with control flow, whose turns are not

@@ -16,6 +16,9 @@ pub(crate) static KERNELS: &[KernelSpec] = &[
     KernelSpec::plain("Unsqueeze", 1, unsqueeze),
 ];
 
+/// Those of them whose result is a view of their first input.
+pub(crate) const VIEWS: &[&str] = &["Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"];
+
 /// The value of a Constant node with a dense tensor.
 struct Held(Tensor);
 
