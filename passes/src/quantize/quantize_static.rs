@@ -2,31 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use optix_ir::{DType, Model, NodeId, Tensor, ValueId};
+use optix_ir::{DType, Model, NodeId, ValueId};
 use optix_pipeline::{
-    Cx, Family, Interface, Layer, Named, Numerics, OracleError, Pass, PassError, Promises, Requires, Topology,
+    Cx, Family, Interface, Layer, Named, Numerics, Pass, PassError, Promises, Requires, Topology,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::affine::{Affine, channel_maxima, quantize_weights};
+use super::affine::Affine;
+use super::calibrate::{RangeObserver, calibrate, choose};
+use super::measure::{Measured, measure};
 use super::observer::Observer;
-use super::placement::{self, Placement, WeightedNode};
+use super::placement::{self, Placement};
 use super::rewrite;
-
-/// Samples on which the error of every layer is measured once the model is quantized.
-const MEASURED_SAMPLES: usize = 8;
-
-/// How the range of an activation is chosen from what calibration saw.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RangeObserver {
-    /// The whole range seen.
-    MinMax,
-    /// The range with the least mean squared error over a histogram of 2,048 bins.
-    #[default]
-    Mse,
-}
+use super::weights::quantize_node;
 
 /// Integer type of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -201,7 +190,8 @@ impl Pass for QuantizeStatic {
         }
         let float_model = model.clone();
         let observers = calibrate(model, &placement, cx)?;
-        let quantizers = self.choose(model, &placement, &observers, cx);
+        let quantizers =
+            choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx);
         let measured = self.rewrite(model, &placement, &observers, &quantizers, cx)?;
         if self.embeddings {
             super::embedding::quantize_tables(model, cx, &wanted)?;
@@ -210,84 +200,7 @@ impl Pass for QuantizeStatic {
     }
 }
 
-/// One pass over the calibration data: statistics of every value whose quantizer is its own.
-fn calibrate(
-    model: &Model,
-    placement: &Placement,
-    cx: &mut Cx<'_>,
-) -> Result<BTreeMap<ValueId, Observer>, PassError> {
-    let roots: Vec<ValueId> =
-        placement.quantized.iter().filter(|(value, root)| value == root).map(|(value, _)| *value).collect();
-    let mut observers: BTreeMap<ValueId, Observer> =
-        roots.iter().map(|&value| (value, Observer::default())).collect();
-    let (oracle, data) = cx.calibration()?;
-    let mut batches = data.batches(model).map_err(OracleError::from)?;
-    let samples = oracle.observe(model, &roots, &mut *batches, &mut |value, tensor| {
-        let elements = tensor
-            .to_slice::<f32>()
-            .map_err(|error| OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name())))?;
-        if let Some(observer) = observers.get_mut(&value) {
-            observer.observe(&elements);
-        }
-        Ok(())
-    })?;
-    drop(batches);
-    cx.count("calibration samples", samples);
-    if samples == 0 {
-        return Err(PassError::Options("the calibration data hold no samples".to_owned()));
-    }
-    for (&value, observer) in &observers {
-        let name = model.value(value).name();
-        if observer.non_finite() > 0 {
-            cx.warn(format!(
-                "`{name}`: {} values were NaN or infinite during calibration",
-                observer.non_finite()
-            ));
-        }
-        match observer.range() {
-            None => {
-                cx.warn(format!("`{name}` never had a finite value during calibration: its scale is a guess"))
-            }
-            Some((min, max)) if min == max => {
-                cx.warn(format!("`{name}` was {min} throughout calibration: its scale is a guess"));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(observers)
-}
-
-/// What is measured afterwards: row of the ledger, value in the float model, value in the new one.
-type Measured = Vec<(usize, ValueId, ValueId)>;
-
 impl QuantizeStatic {
-    fn choose(
-        &self,
-        model: &Model,
-        placement: &Placement,
-        observers: &BTreeMap<ValueId, Observer>,
-        cx: &mut Cx<'_>,
-    ) -> BTreeMap<ValueId, Affine> {
-        let dtype = self.activation_type.dtype();
-        let mut quantizers = BTreeMap::new();
-        for &(value, root) in &placement.quantized {
-            let quantizer = match quantizers.get(&root) {
-                Some(&quantizer) => quantizer,
-                None => match (observers.get(&root), self.observer) {
-                    (Some(observer), RangeObserver::MinMax) => observer.min_max(dtype),
-                    (Some(observer), RangeObserver::Mse) => observer.mean_squared_error(dtype),
-                    (None, _) => {
-                        // Roots are observed; a value without one would be a bug of the placement.
-                        cx.warn(format!("`{}` was not observed", model.value(value).name()));
-                        Affine::asymmetric(0.0, 0.0, dtype)
-                    }
-                },
-            };
-            quantizers.insert(value, quantizer);
-        }
-        quantizers
-    }
-
     fn rewrite(
         &self,
         model: &mut Model,
@@ -308,7 +221,7 @@ impl QuantizeStatic {
             cx.progress("quantizing layers", index as u64, placement.weighted.len() as u64)?;
             let input_scale = quantizers[&weighted.input].scale;
             let mut layer =
-                self.quantize_weights(model, weighted, input_scale, &mut shared, &mut replaced)?;
+                quantize_node(self.per_channel, model, weighted, input_scale, &mut shared, &mut replaced)?;
             let root = placement
                 .quantized
                 .iter()
@@ -350,163 +263,6 @@ impl QuantizeStatic {
         }
         Ok(measured)
     }
-
-    /// Replaces weights and bias of one node; returns its row of the ledger.
-    fn quantize_weights(
-        &self,
-        model: &mut Model,
-        weighted: &WeightedNode,
-        input_scale: f32,
-        shared: &mut BTreeMap<(ValueId, Option<usize>), ValueId>,
-        replaced: &mut Vec<ValueId>,
-    ) -> Result<Layer, PassError> {
-        let id = weighted.node;
-        let (name, op) = optix_pipeline::naming::node_and_op(model, id);
-        let weights = model.node(id).input(weighted.weight_slot).expect("checked by the placement");
-        let tensor = model.constant(weights).expect("checked by the placement").clone();
-        let axis = if self.per_channel { weighted.channel_axis } else { None };
-        let floats = tensor.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
-        let maxima = channel_maxima(&floats, tensor.shape(), axis);
-        let mut scales: Vec<f32> = maxima.iter().map(|&max| Affine::symmetric_int8(max).scale).collect();
-        let bias = weighted.bias_slot.and_then(|slot| model.node(id).input(slot));
-        let bias_tensor = bias.and_then(|bias| model.constant(bias)).cloned();
-        let mut reason = None;
-        let mut shared_key = (weights, axis);
-        if let Some(bias) = &bias_tensor {
-            let biases = bias.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
-            let fixed = fit_bias(&mut scales, &maxima, &biases, input_scale);
-            if fixed > 0 {
-                reason = Some(format!("{fixed} weight scales widened so that the bias fits int32"));
-                // These scales are this node's own.
-                shared_key = (bias_or(weights, model, id), axis);
-            }
-        }
-        let quantized = quantize_weights(&floats, tensor.shape(), axis, scales);
-        let graph = model.node(id).graph();
-        let bytes_before =
-            tensor.bytes().len() as u64 + bias_tensor.as_ref().map_or(0, |b| b.bytes().len() as u64);
-        let mut bytes_after = (quantized.integers.bytes().len() + quantized.scales.len() * 5) as u64;
-        let weight_name = model.value(weights).name().to_owned();
-        let new = match shared.get(&shared_key) {
-            Some(&known) if model.value(known).graph() == graph => known,
-            _ => {
-                let integers = quantized.integers.clone();
-                let new = rewrite::dequantized_constant(
-                    model,
-                    graph,
-                    id,
-                    &weight_name,
-                    integers,
-                    &quantized.scales,
-                    axis,
-                );
-                shared.insert(shared_key, new);
-                new
-            }
-        };
-        model.set_input(id, weighted.weight_slot, Some(new));
-        replaced.push(weights);
-        if let (Some(slot), Some(bias), Some(value)) = (weighted.bias_slot, bias_tensor, bias) {
-            let biases = bias.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
-            let scales: Vec<f32> = quantized.scales.iter().map(|scale| scale * input_scale).collect();
-            let integers: Vec<i32> = biases
-                .iter()
-                .enumerate()
-                .map(|(channel, &bias)| {
-                    let scale = f64::from(scales[channel % scales.len()]);
-                    (f64::from(bias) / scale).round_ties_even() as i32
-                })
-                .collect();
-            let bias_axis = (scales.len() > 1 || axis.is_some()).then_some(0);
-            let integers = Tensor::from_vec(bias.shape().to_vec(), integers);
-            let bias_name = model.value(value).name().to_owned();
-            let new =
-                rewrite::dequantized_constant(model, graph, id, &bias_name, integers, &scales, bias_axis);
-            model.set_input(id, slot, Some(new));
-            bytes_after += (bias.bytes().len() + scales.len() * 8) as u64;
-            replaced.push(value);
-        }
-        Ok(Layer {
-            node: name,
-            op,
-            action: "int8".to_owned(),
-            reason,
-            bytes_before,
-            bytes_after,
-            weight_sqnr_db: quantized.sqnr_db(),
-            ..Layer::default()
-        })
-    }
-}
-
-/// A key that only this node has: its bias if it has one.
-fn bias_or(weights: ValueId, model: &Model, id: NodeId) -> ValueId {
-    model.node(id).input(2).unwrap_or(weights)
-}
-
-/// Widens weight scales whose bias would not fit 32 bits, and gives channels without weights a scale
-/// that keeps their bias precise. Returns how many were widened.
-fn fit_bias(scales: &mut [f32], maxima: &[f32], biases: &[f32], input_scale: f32) -> usize {
-    /// Greatest integer a bias may become; a little below the type's limit, which f32 cannot hold.
-    const GREATEST: f64 = 2_147_483_000.0;
-    /// Steps a bias gets when there are no weights to say how fine it must be.
-    const FINE: f64 = 1_048_576.0;
-    let mut widened = 0;
-    let channels = scales.len();
-    for (index, &bias) in biases.iter().enumerate() {
-        let channel = index % channels;
-        let magnitude = f64::from(bias.abs());
-        if !magnitude.is_finite() || magnitude == 0.0 {
-            continue;
-        }
-        if maxima[channel] == 0.0 && channels == biases.len() {
-            scales[channel] = ((magnitude / FINE / f64::from(input_scale)) as f32).max(f32::MIN_POSITIVE);
-        } else if magnitude / (f64::from(scales[channel]) * f64::from(input_scale)) > GREATEST {
-            scales[channel] = (magnitude / GREATEST / f64::from(input_scale)) as f32;
-            widened += 1;
-        }
-    }
-    widened
-}
-
-/// Measures every quantized layer's output against the float model's on a few calibration samples.
-fn measure(float: &Model, quantized: &Model, measured: &Measured, cx: &mut Cx<'_>) -> Result<(), PassError> {
-    if measured.is_empty() {
-        return Ok(());
-    }
-    let (oracle, data) = cx.calibration()?;
-    let first = data.batches(float).map_err(OracleError::from)?.next();
-    let Some(batch) = first.transpose().map_err(OracleError::from)? else { return Ok(()) };
-    let batch = batch.truncated(MEASURED_SAMPLES);
-    let wanted: Vec<ValueId> = measured.iter().map(|(_, old, _)| *old).collect();
-    let mut expected: BTreeMap<ValueId, Tensor> = BTreeMap::new();
-    oracle.observe(float, &wanted, &mut std::iter::once(Ok(batch.clone())), &mut |value, tensor| {
-        expected.insert(value, tensor.clone());
-        Ok(())
-    })?;
-    let wanted: Vec<ValueId> = measured.iter().map(|(_, _, new)| *new).collect();
-    let mut found: BTreeMap<ValueId, f64> = BTreeMap::new();
-    let reference: BTreeMap<ValueId, ValueId> = measured.iter().map(|&(_, old, new)| (new, old)).collect();
-    oracle.observe(quantized, &wanted, &mut std::iter::once(Ok(batch)), &mut |value, tensor| {
-        let Some(expected) = reference.get(&value).and_then(|old| expected.get(old)) else { return Ok(()) };
-        if let (Ok(a), Ok(b)) = (expected.to_slice::<f32>(), tensor.to_slice::<f32>()) {
-            let (mut signal, mut noise) = (0f64, 0f64);
-            for (&a, &b) in a.iter().zip(b.iter()) {
-                signal += f64::from(a) * f64::from(a);
-                noise += f64::from(a - b) * f64::from(a - b);
-            }
-            if noise > 0.0 && signal > 0.0 {
-                found.insert(value, 10.0 * (signal / noise).log10());
-            }
-        }
-        Ok(())
-    })?;
-    for &(row, _, new) in measured {
-        if let (Some(layer), Some(&sqnr)) = (cx.layers_mut().get_mut(row), found.get(&new)) {
-            layer.output_sqnr_db = Some(sqnr);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -526,16 +282,5 @@ mod tests {
         ] {
             assert_eq!(matches_glob(pattern, name), expected, "{pattern} {name}");
         }
-    }
-
-    #[test]
-    fn a_bias_that_does_not_fit_widens_its_channel_only() {
-        let mut scales = vec![1e-9, 0.01, 1.0];
-        let widened = fit_bias(&mut scales, &[1e-7, 1.0, 0.0], &[100.0, 100.0, 0.3], 1e-4);
-        assert_eq!(widened, 1);
-        assert!((100.0 / (f64::from(scales[0]) * 1e-4)) < f64::from(i32::MAX));
-        assert_eq!(scales[1], 0.01);
-        let step = scales[2] * 1e-4;
-        assert!(step < 1e-6, "a channel without weights keeps a precise bias");
     }
 }
