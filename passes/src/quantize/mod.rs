@@ -2,6 +2,7 @@
 
 pub mod affine;
 mod calibrate;
+mod compress_weights;
 mod embedding;
 mod measure;
 pub mod observer;
@@ -12,6 +13,7 @@ mod rewrite;
 mod weights;
 
 pub use calibrate::RangeObserver;
+pub use compress_weights::CompressWeights;
 pub use quantize_dynamic::QuantizeDynamic;
 pub use quantize_static::{ActivationType, QuantizeStatic};
 pub(crate) use rewrite::drop_unused;
