@@ -89,6 +89,14 @@ pub struct Output {
     /// Write the output even when a requirement is missed; otherwise what stood there stays.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub keep_failed: bool,
+    /// Engine that the written model is meant for. Layers that are slower in integers there stay float, and
+    /// the report tells the latency before and after; `none` measures nothing.
+    /// [default: onnxruntime when it is found]
+    #[arg(long, value_name = "NAME")]
+    pub deploy: Option<String>,
+    /// Accept a quantized model that is slower than the original; otherwise that exits with 1.
+    #[arg(long)]
+    pub allow_slower: bool,
     /// Write a report: .json, .md or .html; may be repeated.
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
@@ -112,8 +120,8 @@ pub struct Data {
     /// Use at most so many evaluation samples.
     #[arg(long, value_name = "N")]
     pub eval_samples: Option<u64>,
-    /// Exit with 1 when a threshold is missed: accuracy-drop=POINTS, agreement=SHARE, sqnr-db=DB or
-    /// size-ratio=RATIO; may be repeated.
+    /// Exit with 1 when a threshold is missed: accuracy-drop=POINTS, agreement=SHARE, sqnr-db=DB,
+    /// size-ratio=RATIO or latency-ratio=RATIO; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
     pub require: Vec<String>,
 }

@@ -351,5 +351,17 @@ pub fn check(require: &Requirements, report: &Report) -> Vec<Requirement> {
         let ratio = report.output.bytes as f64 / report.input.bytes.max(1) as f64;
         push("size-ratio", threshold, Some(ratio), ratio <= threshold, String::new());
     }
+    if let Some(threshold) = require.latency_ratio {
+        match &report.latency {
+            Some(latency) => {
+                let high = latency.ratio.high;
+                push("latency-ratio", threshold, Some(high), high <= threshold, String::new());
+            }
+            None => {
+                let why = "the latency was not measured: that needs an engine (--deploy) and inputs to feed";
+                push("latency-ratio", threshold, None, false, why.to_owned());
+            }
+        }
+    }
     verdicts
 }

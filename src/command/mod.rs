@@ -8,6 +8,7 @@ mod evaluation;
 mod explain;
 mod infer;
 mod inspect;
+mod latency;
 mod pairs;
 mod passes;
 mod profile;

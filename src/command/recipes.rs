@@ -10,6 +10,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("clean", include_str!("../../recipes/clean.toml")),
     ("int8-static", include_str!("../../recipes/int8-static.toml")),
     ("int8-dynamic", include_str!("../../recipes/int8-dynamic.toml")),
+    ("int8-weights", include_str!("../../recipes/int8-weights.toml")),
 ];
 
 /// The text of a built-in recipe.

@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use optix_base::{OutFile, escape_for_terminal};
+use optix_data::Dataset;
 use optix_io::{ExternalData, Format, Loaded, SaveOptions};
 use optix_passes::PASSES;
 use optix_pipeline::report::{DataFacts, ModelFacts, Overlap, Report, SCHEMA};
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{Override, Recipe, Requirements, Resources};
+use optix_pipeline::{Deployment, Layer, Override, Recipe, Requirements, Resources};
 
 use super::setup::{self, CalibrationData};
-use super::{evaluation, recipes};
+use super::{evaluation, latency, recipes};
 use crate::exit::Missed;
 use crate::{report, screen};
 use optix::cli::{Data, Debugging, Global, Output};
@@ -95,8 +96,9 @@ fn requirements(require: &mut Requirements, given: &[String]) -> anyhow::Result<
             "agreement" => &mut require.agreement,
             "sqnr-db" => &mut require.sqnr_db,
             "size-ratio" => &mut require.size_ratio,
+            "latency-ratio" => &mut require.latency_ratio,
             _ => {
-                let names = ["accuracy-drop", "agreement", "sqnr-db", "size-ratio"];
+                let names = ["accuracy-drop", "agreement", "sqnr-db", "size-ratio", "latency-ratio"];
                 let hint = optix_pipeline::did_you_mean(name, names);
                 bail!(
                     "--require {text}: there is no requirement `{name}`{hint} (there are: {})",
@@ -193,6 +195,7 @@ pub fn run_recipe(
     let outputs: Vec<&Path> = output.report.iter().chain([&target]).map(PathBuf::as_path).collect();
     OutFile::check_distinct(&outputs)?;
     let mut oracle = setup::engine(global)?;
+    let mut deployment = setup::deployment(global, output.deploy.as_deref())?;
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
     let cancel = setup::cancel_on_interrupt();
@@ -202,6 +205,7 @@ pub fn run_recipe(
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
             seed: recipe.seed,
             progress: &bars,
+            deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),
             cancel: cancel.clone(),
         };
         let command = command_line();
@@ -293,7 +297,25 @@ pub fn run_recipe(
     }
     facts.overlap = overlap;
     facts.evaluation = evaluation;
+    facts.latency = match &mut deployment {
+        Some(deployment) if latency::is_worth_it(&recipe) => {
+            let datasets: Vec<&Dataset> = calibration
+                .iter()
+                .map(|data| &data.dataset)
+                .chain(evaluation_data.iter().map(|(_, dataset)| dataset))
+                .collect();
+            let mut layers: Vec<&mut Layer> =
+                facts.steps.iter_mut().flat_map(|step| &mut step.changes.layers).collect();
+            let measured = latency::measure(deployment, &loaded.model, &model, &datasets, &mut layers);
+            measured.unwrap_or_else(|why| {
+                facts.warnings.push(format!("the latency was not measured: {why:#}"));
+                None
+            })
+        }
+        _ => None,
+    };
     facts.requirements = evaluation::check(&recipe.require, &facts);
+    facts.requirements.extend(latency::not_slower(&facts, output.allow_slower));
     // Not kept is never written: whatever stood there stays.
     if output.keep_failed || facts.requirements.iter().all(|requirement| requirement.met) {
         prepared.commit()?;

@@ -8,7 +8,7 @@ use optix_data::{Batch, DataError, Dataset, InputSpec, OpenOptions};
 use optix_io::{LoadOptions, Loaded};
 use optix_ir::{AttributeValue, Model, Type, ValueId};
 use optix_pipeline::{Calibration, OracleError};
-use optix_runtime::{Engine, EngineOracle, Lane};
+use optix_runtime::{Engine, EngineDeployment, EngineOracle, Lane};
 
 use crate::exit::{Classed, Helped};
 use crate::screen;
@@ -75,6 +75,20 @@ pub fn oracle_named(global: &Global, name: &str) -> anyhow::Result<EngineOracle>
     let engine = engine_named(global, name)?;
     let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
     Ok(EngineOracle::new(engine, options))
+}
+
+/// The engine that the written model is meant for: the one that is named, or onnxruntime where it is found.
+pub fn deployment(global: &Global, name: Option<&str>) -> anyhow::Result<Option<EngineDeployment>> {
+    let engine = match name {
+        Some("none") => return Ok(None),
+        Some(name) => engine_named(global, name)?,
+        None => match optix_runtime::engine("onnxruntime", global.ort_lib.as_deref()) {
+            Some(Ok(engine)) => engine,
+            _ => return Ok(None),
+        },
+    };
+    let options = optix_runtime::LoadOptions { threads: global.threads, ..Default::default() };
+    Ok(Some(EngineDeployment::new(engine, options)))
 }
 
 /// Says what of the runs a user should know: nodes that ran beside the device, batches that did not fit.

@@ -1,6 +1,9 @@
 //! Numbers for people, and what all forms of a report say in the same words.
 
-use optix_pipeline::report::{Accuracy, Interval, OutputFidelity, Report, Requirement};
+use optix_pipeline::Layer;
+use optix_pipeline::report::{
+    Accuracy, Interval, KernelFacts, LatencyFacts, OutputFidelity, Report, Requirement,
+};
 
 /// Bytes with three figures: `166 KB`, `1.25 GB`. Powers of 1,000.
 pub fn bytes(count: u64) -> String {
@@ -92,6 +95,50 @@ pub fn agreement(agreement: &Interval) -> String {
         percent(agreement.low),
         percent(agreement.high)
     )
+}
+
+/// The latency sentence.
+pub fn latency(latency: &LatencyFacts) -> String {
+    format!(
+        "{} -> {}, ratio {:.2} (95% interval {:.2} to {:.2}) in {} pairs, {} ({})",
+        duration(latency.before_seconds),
+        duration(latency.after_seconds),
+        latency.ratio.value,
+        latency.ratio.low,
+        latency.ratio.high,
+        latency.pairs,
+        optix_base::escape_for_terminal(&latency.input),
+        latency.engine
+    )
+}
+
+/// What the engine made of the written model.
+pub fn kernels(kernels: &KernelFacts) -> String {
+    format!(
+        "{} convolutions and products in integers, {} in floats; {} quantizers left between kernels, {} of the time",
+        kernels.integer,
+        kernels.float,
+        kernels.quantizers,
+        percent(kernels.quantizer_share)
+    )
+}
+
+/// Time of a kernel before and after.
+pub fn kernel_time(layer: &Layer) -> String {
+    let one = |micros: Option<f64>| micros.map_or_else(|| "-".to_owned(), |micros| duration(micros * 1e-6));
+    match (layer.micros_before, layer.micros_after) {
+        (None, None) => "-".to_owned(),
+        (before, after) => format!("{} -> {}", one(before), one(after)),
+    }
+}
+
+/// What the steps found out.
+pub fn notes(report: &Report) -> Vec<String> {
+    let notes = report
+        .steps
+        .iter()
+        .flat_map(|step| step.changes.notes.iter().map(move |note| format!("{}: {note}", step.id)));
+    notes.map(|note| optix_base::escape_for_terminal(&note).into_owned()).collect()
 }
 
 /// One sentence an output.

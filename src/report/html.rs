@@ -16,7 +16,7 @@ struct Page<'a> {
     steps: Vec<[String; 5]>,
     /// Drawn by `plot`, which escapes every label.
     plots: Vec<String>,
-    layers: Vec<[String; 8]>,
+    layers: Vec<[String; 9]>,
     skips: Vec<[String; 4]>,
     verdict: &'static str,
 }
@@ -35,6 +35,10 @@ pub fn html(report: &Report) -> anyhow::Result<String> {
         facts.extend(evaluation.agreement.as_ref().map(format::agreement));
         facts.extend(format::outputs(&evaluation.outputs));
     }
+    if let Some(latency) = &report.latency {
+        facts.push(format!("latency {}", format::latency(latency)));
+        facts.extend(latency.kernels.as_ref().map(format::kernels));
+    }
     if let Some(overlap) = &report.overlap {
         facts.push(format!("{} of {} evaluation samples were calibrated on", overlap.samples, overlap.of));
     }
@@ -42,6 +46,7 @@ pub fn html(report: &Report) -> anyhow::Result<String> {
         report.data.iter().map(|data| format!("{}: {} samples of {}", data.role, data.samples, data.path)),
     );
     facts.push(format!("engine {}; {} in all", report.engine, format::seconds(report.seconds)));
+    facts.extend(format::notes(report));
     let steps = report.steps.iter().map(|step| {
         [
             step.id.clone(),
@@ -61,6 +66,7 @@ pub fn html(report: &Report) -> anyhow::Result<String> {
             format::bytes(layer.bytes_after),
             format::decibels(layer.weight_sqnr_db),
             format::decibels(layer.output_sqnr_db),
+            format::kernel_time(layer),
             layer.reason.clone().unwrap_or_default(),
         ]
     });

@@ -41,6 +41,14 @@ pub fn markdown(report: &Report) -> String {
             accuracy.change_points.value
         ));
     }
+    if let Some(latency) = &report.latency {
+        line(format!(
+            "| latency | {} | {} | {:.2}x |",
+            format::duration(latency.before_seconds),
+            format::duration(latency.after_seconds),
+            latency.ratio.value
+        ));
+    }
     line(String::new());
     if let Some(evaluation) = &report.evaluation {
         if let Some(accuracy) = &evaluation.accuracy {
@@ -51,6 +59,12 @@ pub fn markdown(report: &Report) -> String {
         }
         format::outputs(&evaluation.outputs).iter().for_each(|output| line(format!("- {}", cell(output))));
     }
+    if let Some(latency) = &report.latency {
+        line(format!("- latency {}", cell(&format::latency(latency))));
+        if let Some(kernels) = &latency.kernels {
+            line(format!("- kernels: {}", format::kernels(kernels)));
+        }
+    }
     if let Some(overlap) = &report.overlap {
         line(format!("- {} of {} evaluation samples were calibrated on", overlap.samples, overlap.of));
     }
@@ -60,6 +74,9 @@ pub fn markdown(report: &Report) -> String {
     line(format!("- engine: {}; optix {}; seed {}", cell(&report.engine), report.version, report.seed));
     for requirement in &report.requirements {
         line(format!("- require {}", cell(&format::requirement(requirement))));
+    }
+    for note in format::notes(report) {
+        line(format!("- {}", cell(&note)));
     }
     for warning in format::warnings(report) {
         line(format!("- **warning**: {}", cell(&warning)));
@@ -79,10 +96,10 @@ pub fn markdown(report: &Report) -> String {
     }
     for step in report.steps.iter().filter(|step| !step.changes.layers.is_empty()) {
         line(format!("\n## Layers of {}\n", cell(&step.id)));
-        line("| node | op | now | before | after | weights dB | output dB | why |\n|---|---|---|---|---|---|---|---|".to_owned());
+        line("| node | op | now | before | after | weights dB | output dB | kernel | why |\n|---|---|---|---|---|---|---|---|---|".to_owned());
         for layer in &step.changes.layers {
             line(format!(
-                "| {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 cell(&layer.node),
                 cell(&layer.op),
                 cell(&layer.action),
@@ -90,6 +107,7 @@ pub fn markdown(report: &Report) -> String {
                 format::bytes(layer.bytes_after),
                 format::decibels(layer.weight_sqnr_db),
                 format::decibels(layer.output_sqnr_db),
+                format::kernel_time(layer),
                 cell(layer.reason.as_deref().unwrap_or_default())
             ));
         }

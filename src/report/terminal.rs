@@ -41,6 +41,12 @@ pub fn terminal(report: &Report, all: bool) -> String {
             line(&format!("fidelity  {output}"));
         }
     }
+    if let Some(latency) = &report.latency {
+        line(&format!("latency   {}", format::latency(latency)));
+        if let Some(kernels) = &latency.kernels {
+            line(&format!("kernels   {}", format::kernels(kernels)));
+        }
+    }
     if let Some(overlap) = &report.overlap {
         line(&format!(
             "overlap   {} of {} evaluation samples were calibrated on",
@@ -73,6 +79,9 @@ pub fn terminal(report: &Report, all: bool) -> String {
                 line(&format!("  {} {}: {}", skip.op, shown(&skip.node), shown(&skip.reason)));
             }
         }
+    }
+    for note in format::notes(report) {
+        line(&format!("note: {note}"));
     }
     for warning in format::warnings(report) {
         line(&format!("warning: {warning}"));
@@ -119,7 +128,7 @@ fn layers(layers: &[Layer], all: bool) -> (String, usize) {
         rows.sort_by(|a, b| badness(a).total_cmp(&badness(b)));
         rows.truncate(SHOWN);
     }
-    let mut table = table(&["node", "op", "now", "bytes", "weights dB", "output dB", "why"]);
+    let mut table = table(&["node", "op", "now", "bytes", "weights dB", "output dB", "kernel", "why"]);
     for layer in rows {
         let bytes = if layer.bytes_before == 0 {
             "-".to_owned()
@@ -133,6 +142,7 @@ fn layers(layers: &[Layer], all: bool) -> (String, usize) {
             bytes,
             format::decibels(layer.weight_sqnr_db),
             format::decibels(layer.output_sqnr_db),
+            format::kernel_time(layer),
             layer
                 .reason
                 .as_deref()

@@ -36,6 +36,7 @@ fn clean(model: &mut Model, oracle: &mut EngineOracle, check: bool) -> Result<()
         calibration: None,
         seed: recipe.seed,
         progress: &NoProgress,
+        deployment: None,
         cancel: CancelToken::new(),
     };
     let options = RunOptions { check, ..RunOptions::default() };

@@ -58,6 +58,7 @@ fn run(spec: &PassSpec, model: &mut Model) {
         calibration: None,
         seed: 0,
         progress: &NoProgress,
+        deployment: None,
         cancel: CancelToken::new(),
     };
     let options = RunOptions { check: true, ..RunOptions::default() };

@@ -15,6 +15,7 @@ mod mutations;
 mod numbers;
 mod numerics;
 mod program;
+mod quantize;
 mod random;
 mod recipes;
 mod reproducer;

@@ -118,6 +118,7 @@ fn variants(model: &Model) -> Vec<Variant> {
             calibration: None,
             seed: recipe.seed,
             progress: &NoProgress,
+            deployment: None,
             cancel: CancelToken::new(),
         };
         let mut passed = model.clone();

@@ -16,6 +16,9 @@ pub struct Changes {
     pub skips: Vec<Skip>,
     /// What became of every node the pass is about.
     pub layers: Vec<Layer>,
+    /// What was found out on the way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Things the user should know.
     pub warnings: Vec<String>,
 }
@@ -65,6 +68,12 @@ pub struct Layer {
     /// data, errors of all layers before included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_sqnr_db: Option<f64>,
+    /// Median microseconds of its kernel in the original model, on the engine the model is meant for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micros_before: Option<f64>,
+    /// The same in the written model, without the quantizers beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micros_after: Option<f64>,
     /// Least and greatest value seen at the output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<[f64; 2]>,

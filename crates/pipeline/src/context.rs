@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use crate::changes::{Changes, Layer, Skip};
+use crate::deployment::Deployment;
 use crate::oracle::Oracle;
 use crate::pass::PassError;
 
@@ -50,6 +51,8 @@ pub struct Resources<'a> {
     pub seed: u64,
     /// Where progress goes.
     pub progress: &'a dyn Progress,
+    /// The engine that the model is meant for, when it can be measured.
+    pub deployment: Option<&'a mut dyn Deployment>,
     /// Set when the user interrupts.
     pub cancel: optix_base::CancelToken,
 }
@@ -60,6 +63,7 @@ pub struct Cx<'a> {
     calibration: Option<&'a dyn Calibration>,
     seed: u64,
     progress: &'a dyn Progress,
+    deployment: Option<&'a mut dyn Deployment>,
     cancel: &'a optix_base::CancelToken,
     limits: Limits,
     pub(crate) changes: Changes,
@@ -74,6 +78,10 @@ impl<'a> Cx<'a> {
             calibration: resources.calibration,
             seed: resources.seed,
             progress: resources.progress,
+            deployment: resources
+                .deployment
+                .as_deref_mut()
+                .map(|deployment| deployment as &mut dyn Deployment),
             cancel: &resources.cancel,
             limits,
             changes: Changes::default(),
@@ -100,6 +108,15 @@ impl<'a> Cx<'a> {
     /// The engine.
     pub fn oracle(&mut self) -> &mut dyn Oracle {
         &mut *self.oracle
+    }
+
+    /// The engine that the model is meant for, to measure time on; `None` where there is none that can be
+    /// measured.
+    pub fn deployment(&mut self) -> Option<&mut dyn Deployment> {
+        match &mut self.deployment {
+            Some(deployment) => Some(&mut **deployment),
+            None => None,
+        }
     }
 
     /// A random stream that depends on the recipe's seed and `name` alone: the same whatever order tensors
@@ -132,6 +149,11 @@ impl<'a> Cx<'a> {
     /// The rows of the ledger so far, to complete them with what is measured later.
     pub fn layers_mut(&mut self) -> &mut Vec<Layer> {
         &mut self.changes.layers
+    }
+
+    /// Tells the user what was found out, such as a measurement a decision rests on.
+    pub fn note(&mut self, what: impl Into<String>) {
+        self.changes.notes.push(what.into());
     }
 
     /// Tells the user something.

@@ -6,6 +6,7 @@
 mod changes;
 pub mod check;
 mod context;
+mod deployment;
 pub mod naming;
 mod oracle;
 mod pass;
@@ -15,10 +16,11 @@ pub mod report;
 pub mod runner;
 mod schema;
 
-pub use optix_data::{Batch, Bound, DataError, Dataset, InputSpec};
+pub use optix_data::{Batch, Bound, DataError, Dataset, InputSpec, Ratio};
 
 pub use changes::{Changes, Layer, Skip};
 pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
+pub use deployment::{Deployment, KernelTime};
 pub use oracle::{Batches, Case, Oracle, OracleError, PairVisitor, Visitor};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,

@@ -103,6 +103,9 @@ pub struct Requirements {
     /// Output file size over input file size, at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_ratio: Option<f64>,
+    /// Latency over the original model's on the engine the model is meant for, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ratio: Option<f64>,
 }
 
 impl Requirements {
@@ -297,6 +300,7 @@ impl Recipe {
             ("agreement", require.agreement, 0.0..=1.0),
             ("sqnr-db", require.sqnr_db, -1e3..=1e3),
             ("size-ratio", require.size_ratio, 0.0..=1e6),
+            ("latency-ratio", require.latency_ratio, 0.0..=1e6),
         ]
         .into_iter()
         .find(|(_, value, range)| value.is_some_and(|value| !range.contains(&value)));

@@ -41,6 +41,9 @@ pub struct Report {
     /// What the evaluation data say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
+    /// The two models' time on the engine the model is meant for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency: Option<LatencyFacts>,
     /// Thresholds and whether they were met.
     pub requirements: Vec<Requirement>,
     /// What else the user should know.
@@ -129,6 +132,39 @@ pub struct Evaluation {
     pub agreement: Option<Interval>,
     /// Each output against the original's.
     pub outputs: Vec<OutputFidelity>,
+}
+
+/// Time of a run before and after, measured in turn.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LatencyFacts {
+    /// Engine, version and threads.
+    pub engine: String,
+    /// What was fed: `one sample of PATH`, or `random numbers`.
+    pub input: String,
+    /// Median seconds of a run before.
+    pub before_seconds: f64,
+    /// Median seconds of a run after.
+    pub after_seconds: f64,
+    /// After over before: below 1 is faster. 95% interval from pairs.
+    pub ratio: Interval,
+    /// Pairs of figures.
+    pub pairs: u64,
+    /// What the engine made of the written model, where it tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<KernelFacts>,
+}
+
+/// What an engine executes of a model: its own graph, after fusing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct KernelFacts {
+    /// Convolutions and products in integers.
+    pub integer: u64,
+    /// Convolutions and products in floats.
+    pub float: u64,
+    /// Quantizers and dequantizers that are left between kernels.
+    pub quantizers: u64,
+    /// Their share of the time of all kernels, 0 to 1.
+    pub quantizer_share: f64,
 }
 
 /// Accuracy before and after on the same samples.

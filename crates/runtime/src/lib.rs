@@ -11,6 +11,7 @@
 mod batching;
 mod case;
 mod control;
+mod deployment;
 mod device;
 mod engine;
 mod engines;
@@ -33,6 +34,7 @@ mod step;
 mod stream;
 
 pub use batching::{Batching, Proof, batching, value_bytes};
+pub use deployment::{EngineDeployment, settle};
 pub use device::Placement;
 pub use engine::{Engine, LoadOptions, Session, Visit};
 pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};

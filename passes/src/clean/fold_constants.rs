@@ -145,6 +145,10 @@ impl FoldConstants {
         if node.inputs().is_empty() && !is_constant {
             return None;
         }
+        if restores_a_weight(model, id) {
+            cx.skip(model, id, "it turns a weight back that is stored in fewer bits");
+            return None;
+        }
         let read: u64 = inputs.iter().flatten().map(|tensor| tensor.bytes().len() as u64).sum();
         let expected: Option<u64> = node
             .outputs()
@@ -191,6 +195,22 @@ impl FoldConstants {
         }
         complete.then_some(outputs)
     }
+}
+
+/// Elements from which on a constant is a weight that somebody has made small.
+const WEIGHT: usize = 64;
+
+/// Whether a node makes a constant of more bits out of one of fewer: folding it would undo what
+/// quantization or a smaller float type has saved.
+fn restores_a_weight(model: &Model, id: NodeId) -> bool {
+    let node = model.node(id);
+    let bits = |value: Option<ValueId>| {
+        let tensor = model.constant(value?)?;
+        (tensor.len() >= WEIGHT).then(|| tensor.dtype().bits())
+    };
+    let wide = node.output(0).and_then(|value| model.value(value).ty.as_ref()?.dtype());
+    let restores = node.is("Cast") || node.is("DequantizeLinear");
+    restores && bits(node.input(0)).is_some_and(|bits| bits < wide.map_or(32, |wide| wide.bits()))
 }
 
 /// The result of Shape or Size on a value whose shape is known ahead.

@@ -23,6 +23,35 @@ use super::rewrite::drop_unused;
 /// Run it behind `quantize-static` or `quantize-dynamic`, it takes what they left float; alone, it makes any
 /// model smaller without calibration data. A weight stays float when that would save nothing or when
 /// rounding it would leave less than `min-sqnr` decibels.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N, 32] x) => (float[N, 2] y)
+/// <
+///     float[32, 2] w = {127, 127, 119, 123, 111, 119, 103, 115, 95, 111, 87, 107, 79, 103, 71,
+///         99, 63, 95, 55, 91, 47, 87, 39, 83, 31, 79, 23, 75, 15, 71, 7, 67, -1, 63, -9, 59, -17,
+///         55, -25, 51, -33, 47, -41, 43, -49, 39, -57, 35, -65, 31, -73, 27, -81, 23, -89, 19,
+///         -97, 15, -105, 11, -113, 7, -121, 3}
+/// >
+/// {
+///     [dense] y = MatMul (x, w)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// model (float[N, 32] x) => (float[N, 2] y)
+/// <
+///     int8[32, 2] w_integers = {127, 127, 119, 123, 111, 119, 103, 115, 95, 111, 87, 107, 79,
+///         103, 71, 99, 63, 95, 55, 91, 47, 87, 39, 83, 31, 79, 23, 75, 15, 71, 7, 67, -1, 63, -9,
+///         59, -17, 55, -25, 51, -33, 47, -41, 43, -49, 39, -57, 35, -65, 31, -73, 27, -81, 23,
+///         -89, 19, -97, 15, -105, 11, -113, 7, -121, 3},
+///     float[1, 2] w_scale = {1, 1}
+/// >
+/// {
+///     w_cast = Cast <to = 1> (w_integers)
+///     w_restored = Mul (w_cast, w_scale)
+///     [dense] y = MatMul (x, w_restored)
+/// }
+/// ```
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct CompressWeights {
@@ -44,7 +73,7 @@ impl Named for CompressWeights {
 }
 
 /// Weights below this many elements are left alone whatever they are: biases, scales, shapes.
-const SMALLEST: usize = 256;
+const SMALLEST: usize = 64;
 
 /// Bytes that two nodes, their names and the scale's take in a file, beside three times the weight's name.
 const OVERHEAD: usize = 120;

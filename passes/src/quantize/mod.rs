@@ -3,7 +3,9 @@
 pub mod affine;
 mod calibrate;
 mod compress_weights;
+mod cut;
 mod embedding;
+mod faster;
 mod measure;
 pub mod observer;
 pub mod placement;

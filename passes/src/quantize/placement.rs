@@ -246,7 +246,7 @@ pub fn place(model: &Model, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Pl
         }
         let all = !node.inputs().is_empty()
             && node.inputs().iter().all(|input| input.is_some_and(|input| may_stay[input.index()]));
-        if let (true, Some(output)) = (all, node.output(0)) {
+        if let (true, Some(output)) = (all && wanted(id).is_ok(), node.output(0)) {
             let output = absorb_activation(model, output);
             may_stay[output.index()] = true;
             candidates.insert(id, ((0..node.inputs().len()).collect(), output));

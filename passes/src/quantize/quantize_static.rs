@@ -1,16 +1,17 @@
 //! Static quantization to int8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::{DType, Model, NodeId, ValueId};
 use optix_pipeline::{
-    Cx, Family, Interface, Layer, Named, Numerics, Pass, PassError, Promises, Requires, Topology,
+    Cx, Family, Interface, Layer, Named, Numerics, OracleError, Pass, PassError, Promises, Requires, Topology,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::affine::Affine;
 use super::calibrate::{RangeObserver, calibrate, choose};
+use super::faster;
 use super::measure::{Measured, measure};
 use super::observer::Observer;
 use super::placement::{self, Placement};
@@ -58,6 +59,9 @@ pub struct QuantizeStatic {
     pub activation_type: ActivationType,
     /// Quantize embedding tables too.
     pub embeddings: bool,
+    /// Leave layers float that are not faster in integers, quantizers counted in, as measured on the engine
+    /// that the model is meant for. Without such an engine all layers are quantized.
+    pub only_faster: bool,
     /// Leave these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -69,6 +73,7 @@ impl Default for QuantizeStatic {
             observer: RangeObserver::default(),
             activation_type: ActivationType::default(),
             embeddings: true,
+            only_faster: true,
             exclude: Vec::new(),
         }
     }
@@ -172,14 +177,8 @@ impl Pass for QuantizeStatic {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
-        let wanted = |model: &Model, id: NodeId| {
-            let (name, _) = optix_pipeline::naming::node_and_op(model, id);
-            match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-                Some(pattern) => Err(format!("excluded by `{pattern}`")),
-                None => Ok(()),
-            }
-        };
-        let placement = placement::place(model, &|id| wanted(model, id));
+        let wanted = |model: &Model, id: NodeId| self.wanted(model, id);
+        let mut placement = placement::place(model, &|id| wanted(model, id));
         for (id, reason) in &placement.skipped {
             cx.skip(model, *id, reason.clone());
             cx.layer(float_layer(model, *id, reason));
@@ -188,37 +187,124 @@ impl Pass for QuantizeStatic {
             cx.warn("no node of this model can be quantized: the reasons are listed");
             return Ok(());
         }
-        let float_model = model.clone();
         let observers = calibrate(model, &placement, cx)?;
         let quantizers =
             choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx);
-        let measured = self.rewrite(model, &placement, &observers, &quantizers, cx)?;
+        let float_model = model.clone();
+        if self.only_faster {
+            let slower = self.slower_in_integers(model, &placement, &observers, &quantizers, cx)?;
+            if !slower.is_empty() {
+                for (&id, reason) in &slower {
+                    cx.skip(model, id, reason.clone());
+                    cx.layer(float_layer(model, id, reason));
+                }
+                placement = placement::place(model, &|id| match slower.get(&id) {
+                    Some(reason) => Err(reason.clone()),
+                    None => wanted(model, id),
+                });
+            }
+        }
+        let mut edit = || cx.may_edit("quantize-node");
+        let rewritten = self.rewrite(model, &placement, &observers, &quantizers, &mut edit)?;
+        let before = cx.layers_mut().len();
+        cx.layers_mut().extend(rewritten.layers);
+        cx.count("nodes quantized", rewritten.nodes);
+        cx.count("activations quantized", rewritten.activations);
         if self.embeddings {
             super::embedding::quantize_tables(model, cx, &wanted)?;
         }
+        let measured: Measured =
+            rewritten.measured.into_iter().map(|(row, old, new)| (before + row, old, new)).collect();
         measure(&float_model, model, &measured, cx)
     }
 }
 
+/// What a rewrite gives beside the model.
+#[derive(Default)]
+struct Rewritten {
+    layers: Vec<Layer>,
+    measured: Measured,
+    nodes: u64,
+    activations: u64,
+}
+
 impl QuantizeStatic {
+    /// Nodes that are slower in integers on the engine the model is meant for, each with the reason.
+    fn slower_in_integers(
+        &self,
+        model: &Model,
+        placement: &Placement,
+        observers: &BTreeMap<ValueId, Observer>,
+        quantizers: &BTreeMap<ValueId, Affine>,
+        cx: &mut Cx<'_>,
+    ) -> Result<BTreeMap<NodeId, String>, PassError> {
+        if cx.deployment().is_none() {
+            return Ok(BTreeMap::new());
+        }
+        cx.progress("measuring layers", 0, 0)?;
+        let (_, data) = cx.calibration()?;
+        let first = data.batches(model).map_err(OracleError::from)?.next();
+        let Some(batch) = first.transpose().map_err(OracleError::from)? else { return Ok(BTreeMap::new()) };
+        let batch = batch.truncated(1);
+        let build = |float: &BTreeSet<NodeId>| -> Result<Model, String> {
+            let mut candidate = model.clone();
+            let placement = placement::place(model, &|id| match float.contains(&id) {
+                true => Err(String::new()),
+                false => self.wanted(model, id),
+            });
+            self.rewrite(&mut candidate, &placement, observers, quantizers, &mut || true)
+                .map_err(|error| error.to_string())?;
+            Ok(candidate)
+        };
+        let quantized = build(&BTreeSet::new()).map_err(PassError::Options)?;
+        let question = faster::Question {
+            float: model,
+            quantized: &quantized,
+            placement,
+            observers,
+            feeds: &batch.feeds,
+        };
+        let Some(deployment) = cx.deployment() else { return Ok(BTreeMap::new()) };
+        match faster::ask(&question, deployment, &build) {
+            Ok(verdict) => {
+                cx.note(verdict.summary);
+                Ok(verdict.float)
+            }
+            Err(OracleError::Interrupted) => Err(PassError::Interrupted),
+            Err(error) => {
+                cx.warn(format!("nothing was measured on the engine the model is meant for: {error}"));
+                Ok(BTreeMap::new())
+            }
+        }
+    }
+
+    /// Whether a node may be quantized as far as the user is concerned.
+    fn wanted(&self, model: &Model, id: NodeId) -> Result<(), String> {
+        let (name, _) = optix_pipeline::naming::node_and_op(model, id);
+        match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
+            Some(pattern) => Err(format!("excluded by `{pattern}`")),
+            None => Ok(()),
+        }
+    }
+
     fn rewrite(
         &self,
         model: &mut Model,
         placement: &Placement,
         observers: &BTreeMap<ValueId, Observer>,
         quantizers: &BTreeMap<ValueId, Affine>,
-        cx: &mut Cx<'_>,
-    ) -> Result<Measured, PassError> {
+        may_edit: &mut dyn FnMut() -> bool,
+    ) -> Result<Rewritten, PassError> {
         let dtype = self.activation_type.dtype();
         // Weights first: names and reasons are those of the float model.
-        let mut measured = Measured::new();
+        let mut rewritten = Rewritten::default();
         let mut shared: BTreeMap<(ValueId, Option<usize>), ValueId> = BTreeMap::new();
         let mut replaced = Vec::new();
-        for (index, weighted) in placement.weighted.iter().enumerate() {
-            if !cx.may_edit("quantize-node") {
-                return Ok(Measured::new());
+        for weighted in &placement.weighted {
+            if !may_edit() {
+                rewritten.measured.clear();
+                return Ok(rewritten);
             }
-            cx.progress("quantizing layers", index as u64, placement.weighted.len() as u64)?;
             let input_scale = quantizers[&weighted.input].scale;
             let mut layer =
                 quantize_node(self.per_channel, model, weighted, input_scale, &mut shared, &mut replaced)?;
@@ -231,9 +317,9 @@ impl QuantizeStatic {
                 layer.activation_sqnr_db = observer.sqnr_db(&quantizers[&weighted.output]);
                 layer.range = observer.range().map(|(min, max)| [f64::from(min), f64::from(max)]);
             }
-            measured.push((cx.layers_mut().len(), weighted.output, weighted.output));
-            cx.layer(layer);
-            cx.count("nodes quantized", 1);
+            rewritten.measured.push((rewritten.layers.len(), weighted.output, weighted.output));
+            rewritten.layers.push(layer);
+            rewritten.nodes += 1;
         }
         let mut dequantized: BTreeMap<ValueId, ValueId> = BTreeMap::new();
         let reads: Vec<(NodeId, usize, ValueId)> = placement
@@ -245,7 +331,7 @@ impl QuantizeStatic {
             let everybody = placement.resident.contains(&value);
             let new = rewrite::insert_pair(model, value, &quantizers[&value], dtype, everybody)?;
             dequantized.insert(value, new);
-            cx.count("activations quantized", 1);
+            rewritten.activations += 1;
         }
         for (node, slot, value) in reads {
             if let Some(&new) = dequantized.get(&value) {
@@ -255,13 +341,13 @@ impl QuantizeStatic {
         for &node in &placement.bridges {
             let (name, op) = optix_pipeline::naming::node_and_op(model, node);
             let action = dtype.name().to_owned();
-            cx.layer(Layer { node: name, op, action, ..Layer::default() });
+            rewritten.layers.push(Layer { node: name, op, action, ..Layer::default() });
         }
         rewrite::drop_unused(model, replaced);
-        for (_, _, new) in &mut measured {
+        for (_, _, new) in &mut rewritten.measured {
             *new = dequantized.get(new).copied().unwrap_or(*new);
         }
-        Ok(measured)
+        Ok(rewritten)
     }
 }
 

@@ -4,14 +4,14 @@
 //! Blocks of what is compared alternate, and who goes first alternates too, so that whatever else happens
 //! on the machine meets both alike.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::bail;
 use optix_base::CancelToken;
 use optix_data::Latencies;
 use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{OracleError, Progress};
-use optix_runtime::{Engine, LoadOptions, Session, Times, value_bytes};
+use optix_runtime::{Engine, LoadOptions, Session, Times, settle, value_bytes};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::inputs::Feeds;
@@ -63,18 +63,6 @@ const MOST_TIMED: usize = 400;
 fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
-/// Waits until the threads of whatever ran last have come to rest, half a second at most.
-fn settle() {
-    const STEP: Duration = Duration::from_millis(4);
-    for _ in 0..125 {
-        let (wall, cpu) = (Instant::now(), cpu_seconds());
-        std::thread::sleep(STEP);
-        if cpu_seconds() - cpu < 0.1 * wall.elapsed().as_secs_f64() {
-            return;
-        }
-    }
 }
 
 fn check(cancel: &CancelToken) -> anyhow::Result<()> {

@@ -26,7 +26,7 @@ fn a_run_is_reported_in_every_form() {
     assert_eq!(report["input"]["bytes"], size(root().join(MODEL)));
     assert_eq!(report["output"]["bytes"], size(place.path("int8.onnx")));
     let steps = report["steps"].as_array().expect("steps");
-    assert_eq!(steps.len(), 8);
+    assert_eq!(steps.len(), 9);
     assert!(steps.windows(2).all(|pair| pair[0]["nodes"][1] == pair[1]["nodes"][0]), "no gap between steps");
     let int8 = steps.iter().find(|step| step["id"] == "quantize-static").expect("the step");
     let layers = int8["changes"]["layers"].as_array().expect("layers");
@@ -84,7 +84,7 @@ fn names_from_a_model_are_text_in_a_report() {
     let (html, markdown) = (place.text("r.html"), place.text("r.md"));
     assert!(!html.contains("<script") && html.contains("w&#60;script&#62;"), "{html}");
     let row = markdown.lines().find(|line| line.contains("alert")).expect("a row");
-    assert_eq!(row.replace("\\|", "").matches('|').count(), 9, "{row}");
+    assert_eq!(row.replace("\\|", "").matches('|').count(), 10, "{row}");
     let report: Value = serde_json::from_str(&place.text("r.json")).expect("JSON");
     let layer = &report["steps"][4]["changes"]["layers"][0];
     assert_eq!(layer["node"], name, "JSON has the name as it is");

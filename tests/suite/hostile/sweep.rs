@@ -181,6 +181,7 @@ fn treat(model: &Model) -> Result<(), String> {
             calibration: None,
             seed: 0,
             progress: &optix_pipeline::NoProgress,
+            deployment: None,
             cancel: CancelToken::new(),
         };
         let mut model = model.clone();

@@ -169,6 +169,15 @@ impl<'m> Names<'m> {
         if let Some(&node) = self.nodes.get(name) {
             return vec![node];
         }
+        // What the library adds to the names of nodes that it has rewritten or copied.
+        let name = name.split_once("_token_").map_or(name, |(name, _)| name);
+        let name = name.strip_prefix("fused ").unwrap_or(name);
+        let name = ["/duplicated", "/MatMulAddFusion"]
+            .iter()
+            .fold(name, |name, end| name.strip_suffix(end).unwrap_or(name));
+        if let Some(&node) = self.nodes.get(name) {
+            return vec![node];
+        }
         // Of the blocked layout: named after the value that comes out behind the fused activation.
         let Some(mut node) = name.strip_suffix("_nchwc").and_then(|value| self.producers.get(value)).copied()
         else {
