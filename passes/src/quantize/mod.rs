@@ -8,14 +8,16 @@ mod embedding;
 mod faster;
 mod measure;
 pub mod observer;
+mod pairs;
 pub mod placement;
 mod quantize_dynamic;
 mod quantize_static;
 mod rewrite;
+mod sensitivity;
 mod weights;
 
 pub use calibrate::RangeObserver;
 pub use compress_weights::CompressWeights;
 pub use quantize_dynamic::QuantizeDynamic;
-pub use quantize_static::{ActivationType, QuantizeStatic};
+pub use quantize_static::{ActivationType, QuantizeStatic, Saturation};
 pub(crate) use rewrite::drop_unused;

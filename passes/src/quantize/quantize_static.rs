@@ -16,7 +16,8 @@ use super::measure::{Measured, measure};
 use super::observer::Observer;
 use super::placement::{self, Placement};
 use super::rewrite;
-use super::weights::quantize_node;
+use super::sensitivity;
+use super::weights::{WeightOptions, quantize_node};
 
 /// Integer type of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -27,6 +28,19 @@ pub enum ActivationType {
     Uint8,
     /// -128 to 127.
     Int8,
+}
+
+/// What to do about kernels that clip sums of two products to int16: those of onnxruntime for uint8
+/// activations and int8 weights on x86 processors without VNNI instructions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Saturation {
+    /// Scales of weights are just wide enough that it cannot happen: the same results on all processors, for
+    /// less than one bit of precision.
+    #[default]
+    Avoid,
+    /// All 8 bits, for processors that are known to have VNNI.
+    Allow,
 }
 
 impl ActivationType {
@@ -57,8 +71,13 @@ pub struct QuantizeStatic {
     pub observer: RangeObserver,
     /// Integer type of activations.
     pub activation_type: ActivationType,
+    /// What to do about kernels that clip sums of two products to int16.
+    pub saturation: Saturation,
     /// Quantize embedding tables too.
     pub embeddings: bool,
+    /// Signal-to-noise ratio in dB that every output of the model must keep on calibration samples: where it
+    /// does not, layers are judged one by one and the loudest stay float. 0 quantizes them all.
+    pub min_sqnr: f64,
     /// Leave layers float that are not faster in integers, quantizers counted in, as measured on the engine
     /// that the model is meant for. Without such an engine all layers are quantized.
     pub only_faster: bool,
@@ -72,7 +91,9 @@ impl Default for QuantizeStatic {
             per_channel: true,
             observer: RangeObserver::default(),
             activation_type: ActivationType::default(),
+            saturation: Saturation::default(),
             embeddings: true,
+            min_sqnr: 20.0,
             only_faster: true,
             exclude: Vec::new(),
         }
@@ -191,18 +212,24 @@ impl Pass for QuantizeStatic {
         let quantizers =
             choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx);
         let float_model = model.clone();
-        if self.only_faster {
-            let slower = self.slower_in_integers(model, &placement, &observers, &quantizers, cx)?;
-            if !slower.is_empty() {
-                for (&id, reason) in &slower {
-                    cx.skip(model, id, reason.clone());
-                    cx.layer(float_layer(model, id, reason));
-                }
-                placement = placement::place(model, &|id| match slower.get(&id) {
-                    Some(reason) => Err(reason.clone()),
-                    None => wanted(model, id),
-                });
-            }
+        let mut float: BTreeMap<NodeId, String> = BTreeMap::new();
+        let without = |float: &BTreeMap<NodeId, String>| {
+            placement::place(model, &|id| match float.get(&id) {
+                Some(reason) => Err(reason.clone()),
+                None => wanted(model, id),
+            })
+        };
+        if self.min_sqnr > 0.0 {
+            float = self.too_sensitive(model, &placement, &observers, &quantizers, cx)?;
+            placement = without(&float);
+        }
+        if self.only_faster && !placement.weighted.is_empty() {
+            float.extend(self.slower_in_integers(model, &placement, &observers, &quantizers, cx)?);
+            placement = without(&float);
+        }
+        for (&id, reason) in &float {
+            cx.skip(model, id, reason.clone());
+            cx.layer(float_layer(model, id, reason));
         }
         let mut edit = || cx.may_edit("quantize-node");
         let rewritten = self.rewrite(model, &placement, &observers, &quantizers, &mut edit)?;
@@ -229,6 +256,33 @@ struct Rewritten {
 }
 
 impl QuantizeStatic {
+    /// Layers that cost the outputs too much, each with the reason.
+    fn too_sensitive(
+        &self,
+        model: &Model,
+        placement: &Placement,
+        observers: &BTreeMap<ValueId, Observer>,
+        quantizers: &BTreeMap<ValueId, Affine>,
+        cx: &mut Cx<'_>,
+    ) -> Result<BTreeMap<NodeId, String>, PassError> {
+        let layers: Vec<NodeId> = placement.weighted.iter().map(|weighted| weighted.node).collect();
+        let build = |kept: &BTreeSet<NodeId>| -> Result<Model, PassError> {
+            let mut candidate = model.clone();
+            let placement =
+                placement::place(model, &|id| match kept.contains(&id) || !layers.contains(&id) {
+                    true => self.wanted(model, id),
+                    false => Err(String::new()),
+                });
+            self.rewrite(&mut candidate, &placement, observers, quantizers, &mut || true)?;
+            Ok(candidate)
+        };
+        let protected = sensitivity::protect(model, &layers, self.min_sqnr, &build, cx)?;
+        if !protected.summary.is_empty() {
+            cx.note(protected.summary);
+        }
+        Ok(protected.float)
+    }
+
     /// Nodes that are slower in integers on the engine the model is meant for, each with the reason.
     fn slower_in_integers(
         &self,
@@ -248,9 +302,13 @@ impl QuantizeStatic {
         let batch = batch.truncated(1);
         let build = |float: &BTreeSet<NodeId>| -> Result<Model, String> {
             let mut candidate = model.clone();
-            let placement = placement::place(model, &|id| match float.contains(&id) {
-                true => Err(String::new()),
-                false => self.wanted(model, id),
+            let candidates = |id: NodeId| {
+                placement.weighted.iter().any(|weighted| weighted.node == id)
+                    || !placement::is_quantizable(&model.node(id).op_type)
+            };
+            let placement = placement::place(model, &|id| match candidates(id) && !float.contains(&id) {
+                true => self.wanted(model, id),
+                false => Err(String::new()),
             });
             self.rewrite(&mut candidate, &placement, observers, quantizers, &mut || true)
                 .map_err(|error| error.to_string())?;
@@ -298,6 +356,10 @@ impl QuantizeStatic {
         let dtype = self.activation_type.dtype();
         // Weights first: names and reasons are those of the float model.
         let mut rewritten = Rewritten::default();
+        let options = WeightOptions {
+            per_channel: self.per_channel,
+            no_saturation: self.saturation == Saturation::Avoid,
+        };
         let mut shared: BTreeMap<(ValueId, Option<usize>), ValueId> = BTreeMap::new();
         let mut replaced = Vec::new();
         for weighted in &placement.weighted {
@@ -306,8 +368,7 @@ impl QuantizeStatic {
                 return Ok(rewritten);
             }
             let input_scale = quantizers[&weighted.input].scale;
-            let mut layer =
-                quantize_node(self.per_channel, model, weighted, input_scale, &mut shared, &mut replaced)?;
+            let mut layer = quantize_node(options, model, weighted, input_scale, &mut shared, &mut replaced)?;
             let root = placement
                 .quantized
                 .iter()

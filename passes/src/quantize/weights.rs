@@ -6,12 +6,22 @@ use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{Layer, PassError};
 
 use super::affine::{Affine, channel_maxima, quantize_weights};
+use super::pairs;
 use super::placement::WeightedNode;
 use super::rewrite;
 
+/// How weights become integers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WeightOptions {
+    /// One scale a channel.
+    pub(super) per_channel: bool,
+    /// Scales wide enough that no pair of products is clipped to int16.
+    pub(super) no_saturation: bool,
+}
+
 /// Replaces weights and bias of one node; returns its row of the ledger.
 pub(super) fn quantize_node(
-    per_channel: bool,
+    options: WeightOptions,
     model: &mut Model,
     weighted: &WeightedNode,
     input_scale: f32,
@@ -22,13 +32,16 @@ pub(super) fn quantize_node(
     let (name, op) = optix_pipeline::naming::node_and_op(model, id);
     let weights = model.node(id).input(weighted.weight_slot).expect("checked by the placement");
     let tensor = model.constant(weights).expect("checked by the placement").clone();
-    let axis = if per_channel { weighted.channel_axis } else { None };
+    let axis = if options.per_channel { weighted.channel_axis } else { None };
     let floats = tensor.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
     let maxima = channel_maxima(&floats, tensor.shape(), axis);
     let mut scales: Vec<f32> = maxima.iter().map(|&max| Affine::symmetric_int8(max).scale).collect();
     let bias = weighted.bias_slot.and_then(|slot| model.node(id).input(slot));
     let bias_tensor = bias.and_then(|bias| model.constant(bias)).cloned();
     let mut reason = None;
+    if options.no_saturation {
+        pairs::widen(&mut scales, model, id, &floats, tensor.shape());
+    }
     let mut shared_key = (weights, axis);
     if let Some(bias) = &bias_tensor {
         let biases = bias.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
