@@ -80,7 +80,7 @@ fn kernel_facts(kernels: &[KernelTime]) -> Option<KernelFacts> {
         integer: of(INTEGER) as u64,
         float: of(FLOAT) as u64,
         quantizers: kernels.iter().filter(quantizes).count() as u64,
-        quantizer_share: quantizers / total,
+        quantizer_share: quantizers.max(0.0) / total,
     })
 }
 

@@ -16,7 +16,7 @@ pub mod report;
 pub mod runner;
 mod schema;
 
-pub use optix_data::{Batch, Bound, DataError, Dataset, InputSpec, Ratio};
+pub use optix_data::{Batch, Bound, DataError, Dataset, Difference, InputSpec, Ratio};
 
 pub use changes::{Changes, Layer, Skip};
 pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
