@@ -6,8 +6,11 @@
 mod changes;
 pub mod check;
 mod context;
+mod decisions;
+pub mod lock;
 pub mod naming;
 mod oracle;
+mod packed;
 mod pass;
 pub mod profile;
 mod recipe;
@@ -19,7 +22,9 @@ pub use optix_data::{Batch, Bound, DataError, Dataset, InputSpec};
 
 pub use changes::{Changes, Layer, Skip};
 pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
-pub use oracle::{Batches, Case, Oracle, OracleError, PairVisitor, Visitor};
+pub use decisions::{DecisionError, Decisions};
+pub use oracle::{Batches, Case, NoOracle, Oracle, OracleError, PairVisitor, Visitor};
+pub use packed::{PackedBits, PackedFloats};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,
 };

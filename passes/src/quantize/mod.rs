@@ -2,6 +2,7 @@
 
 pub mod affine;
 mod calibrate;
+mod decided;
 mod embedding;
 mod measure;
 pub mod observer;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::affine::Affine;
 use super::calibrate::{RangeObserver, calibrate, choose};
+use super::decided;
 use super::measure::{Measured, measure};
 use super::observer::Observer;
 use super::placement::{self, Placement};
@@ -189,9 +190,12 @@ impl Pass for QuantizeStatic {
             return Ok(());
         }
         let float_model = model.clone();
-        let observers = calibrate(model, &placement, cx)?;
-        let quantizers =
-            choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx);
+        // Empty when a lock is applied: what they say beside the quantizers is for the ledger alone.
+        let mut observers = BTreeMap::new();
+        let quantizers = decided::quantizers(model, &placement, cx, |cx| {
+            observers = calibrate(model, &placement, cx)?;
+            Ok(choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx))
+        })?;
         let measured = self.rewrite(model, &placement, &observers, &quantizers, cx)?;
         if self.embeddings {
             super::embedding::quantize_tables(model, cx, &wanted)?;
