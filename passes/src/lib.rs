@@ -20,4 +20,5 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<clean::ConvertOpset>(),
     PassSpec::of::<quantize::QuantizeStatic>(),
     PassSpec::of::<quantize::QuantizeDynamic>(),
+    PassSpec::of::<quantize::CertifyOverflow>(),
 ];

@@ -33,11 +33,11 @@ impl PartialEq for Decisions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecisionError {
     /// The lock holds no decision of this key.
-    #[error("the lock has no decision `{}`: it was made from another model, or by another version", shown(.0))]
+    #[error("the lock has no decision `{}`: it was changed, or made by another version of optix", shown(.0))]
     Missing(String),
     /// The lock holds decisions that the pass never asked for.
     #[error(
-        "the lock has {} decisions that nothing asks for, such as `{}`: it was made from another model, or by another version",
+        "the lock has {} decisions that nothing asks for, such as `{}`: it was changed, or made by another version of optix",
         .count, shown(.first)
     )]
     Superfluous {

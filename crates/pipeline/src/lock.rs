@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use optix_base::escape_for_terminal;
+use optix_base::{Limits, escape_for_terminal};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,9 @@ pub struct Lock {
     pub output: Vec<LockedFile>,
     /// Whether tensors of 1 KiB and more were put into a file beside the model (`--external-data`).
     pub external_data: bool,
+    /// Limits that were not the usual ones (`--limits`): some decide what is computed ahead.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub limits: String,
     /// Rewrites after which the run was stopped (`--stop-after-patch`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_after_patch: Option<u64>,
@@ -121,6 +124,9 @@ pub enum LockError {
     /// Its steps are not those of its recipe.
     #[error("its steps are not those of its recipe: it was changed after it was written")]
     Steps,
+    /// The limits are others.
+    #[error("it was made with {}: give the same limits", limits(.0))]
+    Limits(String),
     /// The model is another one.
     #[error(
         "it was made from another model (OX-L001): {name} has BLAKE3 {found}, and the lock says {expected} of {locked}"
@@ -171,6 +177,17 @@ pub enum LockError {
     },
 }
 
+fn limits(changed: &str) -> String {
+    if changed.is_empty() { "the usual limits".to_owned() } else { format!("`--limits {}`", shown(changed)) }
+}
+
+/// Limits that are not the usual ones, as `--limits` takes them.
+pub fn changed_limits(limits: &Limits) -> String {
+    let usual = Limits::default().entries();
+    let changed = limits.entries().into_iter().filter(|entry| !usual.contains(entry));
+    changed.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",")
+}
+
 fn shown(text: &str) -> String {
     let start: String = text.chars().take(200).collect();
     escape_for_terminal(&start).into_owned()
@@ -214,6 +231,18 @@ impl Lock {
             return Err(LockError::Steps);
         }
         Ok(self.steps.iter().map(|step| (step.id.clone(), step.decisions.clone())).collect())
+    }
+
+    /// Checks that the limits are those it was made with.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn check_limits(&self, limits: &Limits) -> Result<(), LockError> {
+        if changed_limits(limits) == self.limits {
+            Ok(())
+        } else {
+            Err(LockError::Limits(self.limits.clone()))
+        }
     }
 
     /// Checks that a model is the one it was made from.
@@ -346,6 +375,13 @@ mod tests {
         assert!(lock.check_input(&[file("a.onnx", "aa"), file("a.data", "dd")]).is_err());
         let longer = LockedFile { bytes: 4, ..file("a.onnx", "aa") };
         assert!(lock.check_input(&[longer]).is_err());
+        let other = Limits { folded_bytes: 7, ..Limits::default() };
+        lock.check_limits(&Limits::default()).unwrap();
+        assert!(lock.check_limits(&other).unwrap_err().to_string().contains("the usual limits"));
+        let lock = Lock { limits: changed_limits(&other), ..lock };
+        lock.check_limits(&other).unwrap();
+        let error = lock.check_limits(&Limits::default()).unwrap_err().to_string();
+        assert!(error.contains("`--limits folded-bytes=7`"), "{error}");
         lock.check_output(&[file("x", "bb")], "1.2.3").unwrap();
         lock.check_output(&[file("x", "bb")], "9.9.9").unwrap();
         let error = lock.check_output(&[file("x", "xx")], "1.2.3").unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 pub mod affine;
 mod calibrate;
+pub mod certificate;
 mod decided;
 mod embedding;
 mod measure;
@@ -13,6 +14,7 @@ mod rewrite;
 mod weights;
 
 pub use calibrate::RangeObserver;
+pub use certificate::CertifyOverflow;
 pub use quantize_dynamic::QuantizeDynamic;
 pub use quantize_static::{ActivationType, QuantizeStatic};
 pub(crate) use rewrite::drop_unused;
