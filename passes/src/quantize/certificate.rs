@@ -5,9 +5,12 @@
 //! multiply with `VPMADDUBSW`, which clips the sum of two products to int16 (Intel, Software Developer's Manual,
 //! volume 2, PMADDUBSW); see `MultiplyAccumulateRowU8S8Avx2` in MLAS,
 //! `onnxruntime/core/mlas/lib/x86_64/QgemmU8X8KernelAvx2.S`, and the AVX-512 kernels beside it. The kernels of
-//! uint8 weights and those of int8 activations do not clip, nor do those that use VNNI. With VNNI, though, sums
-//! of raw products are added up in int32 with saturation (`VPDPBUSDS`), on top of the corrections for zero points,
-//! so it is these sums that have to stay within int32, and not only the result.
+//! uint8 weights do not clip, nor do those of int8 activations; but a dequantized int8 activation is none:
+//! onnxruntime turns it into uint8 on these processors, unless `session.qdqisint8allowed` is set. (Its option
+//! `session.x64quantprecision` turns int8 weights into uint8 as well, so that nothing is clipped; but version 1.32
+//! fails with it on models whose weights share a zero point.) With VNNI nothing is clipped either, but sums of raw products are added up in int32 with saturation (`VPDPBUSDS`), on
+//! top of the corrections for zero points, so it is these sums that have to stay within int32, and not only the
+//! result.
 //!
 //! The pairs are elements 0 and 1, 2 and 3, ... of the depth of the product. Convolutions become products whose
 //! depth runs over the places of the kernel, and within a place over the input channels of the group
@@ -31,9 +34,9 @@ use super::quantize_static::constant_bytes;
 ///
 /// - `proven`: whatever the activations, int32 sums cannot overflow, and pairs of products fit int16.
 /// - `pairs may saturate`: on x86 processors without VNNI instructions (AVX2, first generations of AVX-512),
-///   onnxruntime adds products of uint8 activations and int8 weights in pairs, as int16. Activations and
-///   weights that are great at the same places are clipped there, and results are other ones than on other
-///   processors. Int8 activations, or weights within -64 to 64, never are.
+///   onnxruntime adds products with int8 weights in pairs, as int16. Activations and weights that are great at
+///   the same places are clipped there, and results are other ones than on other processors. Uint8 weights,
+///   and int8 ones within -64 to 64, never are.
 /// - `may overflow`: int32 sums may overflow.
 ///
 /// The proof is about all activations that the integer type can hold, so "may" means that some input would do
@@ -119,7 +122,7 @@ impl Pass for CertifyOverflow {
         if saturating > 0 {
             cx.warn(format!(
                 "{saturating} layers may compute something else on x86 processors without VNNI instructions, \
-                 where pairs of products are clipped to int16; int8 activations or 7-bit weights are safe"
+                 where onnxruntime clips pairs of products to int16; uint8 weights or 7-bit ones are safe"
             ));
         }
         Ok(())
@@ -155,7 +158,7 @@ pub struct Pairs {
     pub worst: i32,
 }
 
-/// Whether onnxruntime may clip sums of two products when int8 weights meet uint8 activations on an x86
+/// Whether onnxruntime may clip sums of two products when int8 weights meet 8-bit activations on an x86
 /// processor without VNNI instructions. `weights` are the integers, int8, laid out as `layout` says; weights of
 /// other types and shapes are never clipped.
 ///
@@ -279,6 +282,8 @@ fn analyse<T: Copy + Into<i32>>(elements: &[T], arrangement: &Arrangement, with_
 /// A product of integers, as its node has it.
 struct Operands<'m> {
     activation: DType,
+    /// Whether a `DequantizeLinear` stands between the activations and the product.
+    is_dequantized: bool,
     /// None where it is only known when the model runs.
     activation_zero: Option<i64>,
     weights: &'m Tensor,
@@ -328,6 +333,7 @@ fn operands(model: &Model, id: NodeId) -> Result<Operands<'_>, String> {
     };
     Ok(Operands {
         activation: activation.ok_or("the type of its activations is not known")?,
+        is_dequantized: matches!(node.op_type.as_str(), "Conv" | "Gemm" | "MatMul"),
         activation_zero: zero_points(x_zero).and_then(|zeros| zeros.first().copied()),
         weights: model.constant(w).ok_or("both its operands are activations")?,
         weight_zeros: zero_points(w_zero).ok_or("the zero points of its weights are not constant")?,
@@ -374,7 +380,9 @@ fn certify(operands: &Operands<'_>) -> Result<Certificate, String> {
     let sums = match operands.weights.dtype() {
         DType::I8 => {
             let elements = operands.weights.to_slice::<i8>().map_err(text)?;
-            analyse(&elements, &arrangement, operands.activation == DType::U8)
+            // Dequantized int8 becomes uint8, its zero point with it.
+            let becomes_unsigned = operands.activation == DType::I8 && operands.is_dequantized;
+            analyse(&elements, &arrangement, operands.activation == DType::U8 || becomes_unsigned)
         }
         DType::U8 => analyse(&operands.weights.to_slice::<u8>().map_err(text)?, &arrangement, false),
         other => return Err(format!("its weights are {other}: no integer kernel takes them")),
@@ -537,6 +545,7 @@ mod tests {
         let weights = Tensor::from_vec(vec![3, 2], vec![127i8, -1, 127, 2, -127, 3]);
         let operands = |activation: DType, zero: Option<i64>, bias: Vec<i64>| Operands {
             activation,
+            is_dequantized: false,
             activation_zero: zero,
             weights: &weights,
             weight_zeros: vec![0],
@@ -553,6 +562,11 @@ mod tests {
         assert_eq!((found.verdict(), found.pairs.count, found.pairs.possible), ("pairs may saturate", 2, 1));
         let found = certify(&operands(DType::I8, Some(0), vec![])).unwrap();
         assert_eq!((found.verdict(), found.pairs.count), ("proven", 0));
+        // onnxruntime makes uint8 of int8 activations where it may.
+        let dequantized = Operands { is_dequantized: true, ..operands(DType::I8, Some(0), vec![]) };
+        assert_eq!(certify(&dequantized).unwrap().verdict(), "pairs may saturate");
+        let dequantized = Operands { is_dequantized: true, ..operands(DType::I16, Some(0), vec![]) };
+        assert_eq!(certify(&dequantized).unwrap().verdict(), "proven");
         let found = certify(&operands(DType::U8, Some(0), vec![i64::from(i32::MAX)])).unwrap();
         assert_eq!(found.verdict(), "may overflow");
         assert!(certify(&operands(DType::F32, None, vec![])).is_err());
