@@ -74,7 +74,7 @@ pub struct Global {
     pub progress: When,
 }
 
-/// Whether something is written.
+/// Whether a lock is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Locking {
     /// Beside the output.

@@ -218,6 +218,10 @@ impl Arrangement {
     /// Calls `visit` with channel, place in the depth and element: depth in order within each channel.
     fn each<T: Copy>(&self, elements: &[T], mut visit: impl FnMut(usize, usize, T)) {
         let &Arrangement { channels, depth, .. } = self;
+        // A shape may declare any number of channels without elements.
+        if elements.is_empty() {
+            return;
+        }
         match self.order {
             Order::Convolution { inputs, places } => {
                 for channel in 0..channels {
@@ -256,8 +260,9 @@ struct Sums {
 fn analyse<T: Copy + Into<i32>>(elements: &[T], arrangement: &Arrangement, with_pairs: bool) -> Sums {
     const ACTIVATION: i32 = u8::MAX as i32;
     let is_paired = with_pairs && arrangement.is_paired;
-    let mut sums = Sums { magnitudes: vec![0; arrangement.channels], pairs: Pairs::default() };
-    let mut first = vec![0i32; arrangement.channels];
+    let channels = if elements.is_empty() { 0 } else { arrangement.channels };
+    let mut sums = Sums { magnitudes: vec![0; channels], pairs: Pairs::default() };
+    let mut first = vec![0i32; channels];
     arrangement.each(elements, |channel, depth, weight| {
         let weight: i32 = weight.into();
         sums.magnitudes[channel] += i64::from(weight.abs());
@@ -528,6 +533,9 @@ mod tests {
             (vec![0, 3], WeightLayout::InOut),
             (vec![3, 0], WeightLayout::OutIn),
             (vec![0, 0, 0], WeightLayout::InOut),
+            (vec![1 << 60, 0], WeightLayout::OutIn),
+            (vec![0, 1 << 60], WeightLayout::InOut),
+            (vec![1 << 60, 0, 5], WeightLayout::Convolution { groups: 1 }),
             (vec![2, 0, 3], WeightLayout::Convolution { groups: 1 }),
             (vec![4], WeightLayout::InOut),
             (vec![2, 2, 2], WeightLayout::OutIn),
