@@ -24,6 +24,12 @@ impl Named for Decider {
     const FAMILY: Family = Family::Clean;
 }
 
+/// What data and engine say of themselves.
+fn look(cx: &mut Cx<'_>) -> Result<String, PassError> {
+    let (oracle, data) = cx.calibration()?;
+    Ok(format!("{} {}", oracle.describe(), data.describe()))
+}
+
 impl Pass for Decider {
     fn requires(&self) -> Requires {
         Requires { calibration: true, ..Requires::default() }
@@ -35,10 +41,6 @@ impl Pass for Decider {
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         let node = model.walk().next().expect("there is one");
-        let look = |cx: &mut Cx<'_>| {
-            let (oracle, data) = cx.calibration()?;
-            Ok(format!("{} {}", oracle.describe(), data.describe()))
-        };
         match self.fault.as_str() {
             "data outside" => drop(look(cx)?),
             "engine outside" => {
@@ -115,9 +117,9 @@ fn run(fault: &str, replay: Option<Decisions>) -> Result<Done, RunError> {
         .output("y", "float[2]")
         .build();
     let mut engine = EngineOracle::new(Box::new(Cpu), optix_runtime::LoadOptions::default());
-    let is_replay = replay.is_some();
+    let (is_replay, mut none) = (replay.is_some(), NoOracle);
     let mut resources = Resources {
-        oracle: if is_replay { &mut NoOracle } else { &mut engine },
+        oracle: if is_replay { &mut none } else { &mut engine },
         calibration: if is_replay { None } else { Some(&Data) },
         seed: 0,
         progress: &NoProgress,
