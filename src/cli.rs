@@ -74,6 +74,16 @@ pub struct Global {
     pub progress: When,
 }
 
+/// Whether a lock is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Locking {
+    /// Beside the output.
+    #[default]
+    Auto,
+    /// Not at all.
+    Never,
+}
+
 /// Where results go.
 #[derive(Clone, Debug, Args)]
 pub struct Output {
@@ -97,6 +107,9 @@ pub struct Output {
     /// Accept a quantized model that is slower than the original; otherwise that exits with 1.
     #[arg(long)]
     pub allow_slower: bool,
+    /// Write OUTPUT.lock.json, from which `optix apply` makes the same file again without data.
+    #[arg(long, value_enum, default_value_t = Locking::Auto, value_name = "WHEN")]
+    pub lock: Locking,
     /// Write a report: .json, .md or .html; may be repeated.
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
@@ -237,6 +250,19 @@ pub enum Command {
         data: Data,
         #[command(flatten)]
         debugging: Debugging,
+    },
+    /// Make the output of a run again from its lock, byte for byte, without data or search.
+    Apply {
+        /// The lock that the run wrote beside its output: OUTPUT.lock.json.
+        lock: PathBuf,
+        /// The model that the run started from.
+        model: PathBuf,
+        /// The file to write.
+        #[arg(short, long, value_name = "FILE", required_unless_present = "in_place")]
+        output: Option<PathBuf>,
+        /// Replace the input.
+        #[arg(long, conflicts_with = "output")]
+        in_place: bool,
     },
     /// Run a model over data and keep its outputs.
     Infer {

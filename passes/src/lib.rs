@@ -21,4 +21,5 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<quantize::QuantizeStatic>(),
     PassSpec::of::<quantize::QuantizeDynamic>(),
     PassSpec::of::<quantize::CompressWeights>(),
+    PassSpec::of::<quantize::CertifyOverflow>(),
 ];

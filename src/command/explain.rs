@@ -31,6 +31,14 @@ const CODES: &[(&str, &str, &str)] = &[
          Write a data.toml with the steps (docs/data.md shows some) and give its path instead.",
     ),
     (
+        "OX-L001",
+        "the lock and the files do not belong together",
+        "A lock makes one file from one model, byte for byte. The model must be the very file the run started from, \
+         and the lock the very file the run wrote: a changed recipe or decision would make another output, which is \
+         not written. Another version of optix may compute something else; the message says which version to use. \
+         docs/lock.md tells what a lock holds.",
+    ),
+    (
         "OX-R001",
         "a requirement was missed",
         "Exit code 1: everything worked, but the result does not meet a threshold of `[require]`. Statistical \

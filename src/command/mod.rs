@@ -1,5 +1,6 @@
 //! One file a subcommand.
 
+mod apply;
 mod compare;
 mod data;
 mod engines;
@@ -9,6 +10,7 @@ mod explain;
 mod infer;
 mod inspect;
 mod latency;
+mod lock;
 mod pairs;
 mod passes;
 mod profile;
@@ -50,6 +52,9 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
                 exclude,
             };
             quantize::quantize(global, model, &options, set, output, data, debugging)
+        }
+        Command::Apply { lock, model, output, in_place } => {
+            apply::apply(global, lock, model, output.as_deref(), *in_place)
         }
         Command::Infer { model, data, output, want, samples, together } => {
             infer::infer(global, model, data, output, want, *samples, together.batch.0)

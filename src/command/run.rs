@@ -1,10 +1,9 @@
 //! `optix run`: a recipe over a model, and the report of what it cost.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use optix_base::{OutFile, escape_for_terminal};
 use optix_data::Dataset;
 use optix_io::{ExternalData, Format, Loaded, SaveOptions};
@@ -14,7 +13,7 @@ use optix_pipeline::runner::{self, RunOptions};
 use optix_pipeline::{Deployment, Layer, Override, Recipe, Requirements, Resources};
 
 use super::setup::{self, CalibrationData};
-use super::{evaluation, latency, recipes};
+use super::{evaluation, latency, lock, recipes};
 use crate::exit::Missed;
 use crate::{report, screen};
 use optix::cli::{Data, Debugging, Global, Output};
@@ -47,23 +46,7 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
         }
     }
     let name = escape_for_terminal(&path.to_string_lossy()).into_owned();
-    let read = || format!("cannot read recipe {name}; check the path");
-    let metadata = std::fs::metadata(path).with_context(read)?;
-    // Before it is opened: a pipe would wait for somebody to write, a device may never end.
-    if metadata.is_dir() {
-        bail!("recipe {name}: it is a directory; name a file in it");
-    }
-    if !metadata.is_file() {
-        bail!("recipe {name}: it is a pipe or device, not a file; save what it gives to a file first");
-    }
-    let most = optix_pipeline::MAX_RECIPE_BYTES as u64;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
-        .with_context(read)?;
-    if bytes.len() as u64 > most {
-        bail!("recipe {name}: more than {most} bytes are too many for a recipe");
-    }
+    let bytes = setup::read_whole(path, "recipe", optix_pipeline::MAX_RECIPE_BYTES as u64)?;
     let text = String::from_utf8(bytes)
         .map_err(|_| anyhow::anyhow!("recipe {name}: it is not UTF-8 text; save it as UTF-8"))?;
     Ok(Origin { text, name, directory: path.parent().map(Path::to_owned), file: Some(path.to_owned()) })
@@ -171,10 +154,10 @@ pub fn run_recipe(
     optix_io::check_target(&target, &save)?;
     let calibration = match &recipe.data.calib {
         None => None,
-        Some(path) => Some(CalibrationData {
-            dataset: setup::real_dataset(global, path, recipe.data.calib_samples)?,
-            path: path.display().to_string(),
-        }),
+        Some(path) => {
+            let dataset = setup::real_dataset(global, path, recipe.data.calib_samples)?;
+            Some(CalibrationData::new(dataset, path.display().to_string()))
+        }
     };
     let evaluation_data = match &recipe.data.eval {
         None => None,
@@ -192,8 +175,12 @@ pub fn run_recipe(
     OutFile::check(&target, &inputs)?;
     inputs.extend(loaded.sources.iter().map(|source| source.path()));
     output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
-    let outputs: Vec<&Path> = output.report.iter().chain([&target]).map(PathBuf::as_path).collect();
-    OutFile::check_distinct(&outputs)?;
+    let lock_path = lock::path(&target, output.lock);
+    if let Some(path) = &lock_path {
+        lock::check_target(path, &inputs)?;
+    }
+    let outputs = output.report.iter().chain([&target]).chain(&lock_path);
+    OutFile::check_distinct(&outputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
     let mut oracle = setup::engine(global)?;
     let mut deployment = setup::deployment(global, output.deploy.as_deref())?;
     let bars = screen::Bars::new(global);
@@ -220,6 +207,7 @@ pub fn run_recipe(
             ),
             command,
             limits: setup::limits(global)?,
+            replay: None,
         };
         check_print_after(&recipe, debugging)?;
         let mut printed =
@@ -254,6 +242,23 @@ pub fn run_recipe(
         _ => None,
     };
     let prepared = optix_io::prepare(&model, &target, &save)?;
+    let locked = match &lock_path {
+        None => None,
+        Some(path) => {
+            let made = lock::Made {
+                recipe: &recipe,
+                engine: &engine,
+                steps: &steps,
+                input: &loaded,
+                output: &prepared,
+                external_data: output.external_data,
+                stop_after_patch: debugging.stop_after_patch,
+                calibration: calibration.as_ref(),
+            };
+            let lock = lock::make(global, &made)?;
+            Some((lock::prepare(&lock, path)?, lock))
+        }
+    };
     let mut facts = Report {
         schema: SCHEMA.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -261,13 +266,16 @@ pub fn run_recipe(
         seed: recipe.seed,
         engine,
         recipe: recipe.to_toml(),
-        input: input_facts(&loaded, model_path),
+        input: ModelFacts {
+            blake3: locked.as_ref().and_then(|(_, lock)| lock.input.first()).map(|file| file.blake3.clone()),
+            ..input_facts(&loaded, model_path)
+        },
         output: ModelFacts {
             path: target.display().to_string(),
             bytes: prepared.stats().bytes,
             nodes: model.walk().count() as u64,
             tensor_bytes: model.tensor_bytes(),
-            blake3: None,
+            blake3: locked.as_ref().and_then(|(_, lock)| lock.output.last()).map(|file| file.blake3.clone()),
         },
         steps,
         warnings: loaded.warnings.iter().cloned().chain(setup::non_finite(&loaded.model)).collect(),
@@ -319,13 +327,14 @@ pub fn run_recipe(
     // Not kept is never written: whatever stood there stays.
     if output.keep_failed || facts.requirements.iter().all(|requirement| requirement.met) {
         prepared.commit()?;
+        locked.map_or(Ok(()), |(file, _)| file.commit())?;
     }
     facts.seconds = started.elapsed().as_secs_f64();
     finish(global, output, &facts)
 }
 
 /// Passes work on graphs; from weights alone, eliminate-dead would leave nothing.
-fn check_has_graph(loaded: &Loaded, recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
+pub fn check_has_graph(loaded: &Loaded, recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
     if loaded.format == Format::Onnx || recipe.steps.is_empty() {
         return Ok(());
     }

@@ -1,10 +1,12 @@
 //! What several commands start with: models, data, engines.
 
+use std::cell::RefCell;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use optix_base::{CancelToken, ErrorClass, Limits};
-use optix_data::{Batch, DataError, Dataset, InputSpec, OpenOptions};
+use optix_base::{CancelToken, ErrorClass, Limits, escape_for_terminal};
+use optix_data::{Batch, DataError, Dataset, Digest, InputSpec, OpenOptions};
 use optix_io::{LoadOptions, Loaded};
 use optix_ir::{AttributeValue, Model, Type, ValueId};
 use optix_pipeline::{Calibration, OracleError};
@@ -63,6 +65,28 @@ pub fn non_finite(model: &Model) -> Vec<String> {
         warnings.push(format!("{more} more weights have NaN or infinite values"));
     }
     warnings
+}
+
+/// The bytes of a file that is read whole: a recipe, a lock. `kind` is what messages call it.
+pub fn read_whole(path: &Path, kind: &str, most: u64) -> anyhow::Result<Vec<u8>> {
+    let name = escape_for_terminal(&path.to_string_lossy()).into_owned();
+    let read = || format!("cannot read {kind} {name}; check the path");
+    let metadata = std::fs::metadata(path).with_context(read)?;
+    // Before it is opened: a pipe would wait for somebody to write, a device may never end.
+    if metadata.is_dir() {
+        bail!("{kind} {name}: it is a directory; name a file in it");
+    }
+    if !metadata.is_file() {
+        bail!("{kind} {name}: it is a pipe or device, not a file; save what it gives to a file first");
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+        .with_context(read)?;
+    if bytes.len() as u64 > most {
+        bail!("{kind} {name}: more than {most} bytes are too many for a {kind}");
+    }
+    Ok(bytes)
 }
 
 /// The engine of the run.
@@ -187,7 +211,7 @@ pub fn inputs(model: &Model) -> anyhow::Result<Vec<InputSpec>> {
         if value.initializer().is_some() {
             continue;
         }
-        let name = optix_base::escape_for_terminal(value.name()).into_owned();
+        let name = escape_for_terminal(value.name()).into_owned();
         let Some(Type::Tensor(tensor)) = &value.ty else {
             bail!("input `{name}` of the model is not a dense tensor: it cannot be fed from data");
         };
@@ -205,6 +229,20 @@ pub struct CalibrationData {
     pub dataset: Dataset,
     /// The path as given.
     pub path: String,
+    /// The samples of the longest pass over them so far.
+    read: RefCell<Digest>,
+}
+
+impl CalibrationData {
+    /// Data that nobody has read yet.
+    pub fn new(dataset: Dataset, path: String) -> CalibrationData {
+        CalibrationData { dataset, path, read: RefCell::default() }
+    }
+
+    /// The samples that were read; none when no pass asked for data.
+    pub fn digest(&self) -> Option<Digest> {
+        Some(self.read.borrow().clone()).filter(|digest| digest.samples() > 0)
+    }
 }
 
 impl Calibration for CalibrationData {
@@ -217,7 +255,17 @@ impl Calibration for CalibrationData {
         model: &Model,
     ) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>, DataError> {
         let specs = inputs(model).map_err(|error| DataError::Metric(error.to_string()))?;
-        Ok(Box::new(self.dataset.bind(&specs, BATCH)?.batches()?))
+        let mut digest = Digest::default();
+        let batches = self.dataset.bind(&specs, BATCH)?.batches()?;
+        Ok(Box::new(batches.inspect(move |batch| {
+            if let Ok(batch) = batch {
+                digest.add(batch);
+                let mut read = self.read.borrow_mut();
+                if digest.samples() > read.samples() {
+                    *read = digest.clone();
+                }
+            }
+        })))
     }
 }
 

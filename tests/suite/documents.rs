@@ -69,9 +69,9 @@ fn the_command_line() {
     let mut text = format!("# Command line\n\n{GENERATED}\n\n{about} {after}\n\n");
     text.push_str("## Options of every command\n\n");
     arguments(&mut text, &root, |arg| arg.is_global_set());
-    // Commands that write a model share most of their options.
+    // Commands that run recipes share most of their options.
     let writers: Vec<&clap::Command> =
-        root.get_subcommands().filter(|command| has(command, "in_place")).collect();
+        root.get_subcommands().filter(|command| has(command, "keep_failed")).collect();
     let is_shared =
         |arg: &Arg| !arg.is_positional() && writers.iter().all(|command| has(command, arg.get_id().as_str()));
     let names: Vec<String> =
@@ -79,7 +79,7 @@ fn the_command_line() {
     write!(text, "\n## Options of {}\n\n", names.join(" and ")).expect("writing to a string");
     arguments(&mut text, writers[0], |arg| is_shared(arg) && !arg.is_global_set());
     for command in root.get_subcommands() {
-        section(&mut text, command, "optix", &|arg| !(has(command, "in_place") && is_shared(arg)));
+        section(&mut text, command, "optix", &|arg| !(has(command, "keep_failed") && is_shared(arg)));
     }
     crate::generated::check("docs/cli.md", &text);
 }
@@ -195,6 +195,12 @@ fn the_schema_of_recipes() {
 fn the_schema_of_reports() {
     let schema = optix_pipeline::report::Report::json_schema();
     crate::generated::check("docs/report.schema.json", &schema_text(&schema));
+}
+
+#[test]
+fn the_schema_of_locks() {
+    let schema = optix_pipeline::lock::Lock::json_schema();
+    crate::generated::check("docs/lock.schema.json", &schema_text(&schema));
 }
 
 #[test]

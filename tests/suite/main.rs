@@ -6,6 +6,7 @@ mod clean;
 mod cli;
 mod conformance;
 mod contrib;
+mod decisions;
 mod documents;
 mod examples;
 mod generated;

@@ -195,6 +195,11 @@ impl OutFile {
         &self.target
     }
 
+    /// Where it lies until it appears.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Turns an error of the system into one that names the target.
     pub fn error(&self, source: io::Error) -> OutputError {
         OutputError::io(&self.target, source)

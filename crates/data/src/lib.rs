@@ -18,6 +18,7 @@
 mod batch;
 mod bind;
 mod dataset;
+mod digest;
 mod error;
 mod input;
 mod latency;
@@ -36,6 +37,7 @@ mod survey;
 pub use batch::{Batch, LabelValues, Labels, check_labels};
 pub use bind::{Batches, Binding, Bound};
 pub use dataset::{ArrayInfo, Dataset, InputSpec, OpenOptions};
+pub use digest::Digest;
 pub use error::{DataError, SpecError};
 pub use latency::{Difference, Latencies, Percentile, Ratio};
 pub use measure::{Better, Change, Measured, Meter, Metric, Needs, Probe, ProbeFit, Seen, meter};

@@ -27,7 +27,7 @@ pub use error::IoError;
 pub use load::{Format, LoadOptions, Loaded, load, read_onnx};
 pub use sample::{read_tensor_file, read_tensor_pb, write_tensor_pb};
 pub use save::{
-    ExternalData, Prepared, SaveOptions, SaveStats, check_target, onnx_bytes, onnx_segments, output_format,
-    prepare, save, spread,
+    ExternalData, FileHash, Prepared, SaveOptions, SaveStats, check_target, onnx_bytes, onnx_segments,
+    output_format, prepare, save, spread,
 };
 pub use source::{SourceFile, non_finite};

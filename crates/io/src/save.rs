@@ -10,7 +10,7 @@ use optix_ir::Model;
 
 use crate::error::IoError;
 use crate::load::Format;
-use crate::source::{SourceFile, write_payload};
+use crate::source::{self, SourceFile, write_payload};
 use crate::{onnx, proto, safetensors};
 
 /// Whether weights go to a data file beside an ONNX model.
@@ -61,7 +61,20 @@ pub fn save(model: &Model, path: &Path, options: &SaveOptions) -> Result<SaveSta
 /// in their place stays.
 pub struct Prepared {
     stats: SaveStats,
+    /// Where the files lie until they appear, in the order of `stats.files`.
+    temporary: Vec<PathBuf>,
     commit: Box<dyn FnOnce() -> Result<(), IoError>>,
+}
+
+/// A file and what is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileHash {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// BLAKE3 of its content, in hexadecimal.
+    pub blake3: String,
 }
 
 impl Prepared {
@@ -69,6 +82,7 @@ impl Prepared {
     /// more.
     pub(crate) fn new(
         stats: SaveStats,
+        temporary: Vec<PathBuf>,
         mut used: Vec<SourceFile>,
         options: &SaveOptions,
         commit: impl FnOnce() -> Result<(), IoError> + 'static,
@@ -78,12 +92,26 @@ impl Prepared {
             used.iter().try_for_each(SourceFile::check_unchanged)?;
             commit()
         };
-        Prepared { stats, commit: Box::new(commit) }
+        Prepared { stats, temporary, commit: Box::new(commit) }
     }
 
     /// What was written.
     pub fn stats(&self) -> &SaveStats {
         &self.stats
+    }
+
+    /// The files that will appear, with their hashes, in the order in which they do.
+    ///
+    /// # Errors
+    /// When one of them cannot be read back.
+    pub fn hashes(&self) -> Result<Vec<FileHash>, IoError> {
+        let files = self.stats.files.iter().zip(&self.temporary);
+        let hash = |(path, temporary): (&PathBuf, &PathBuf)| {
+            let hashed = File::open(temporary).and_then(|file| source::hash(&file));
+            let (bytes, blake3) = hashed.map_err(|error| OutputError::io(path, error))?;
+            Ok(FileHash { path: path.clone(), bytes, blake3 })
+        };
+        files.map(hash).collect()
     }
 
     /// Lets the files appear.
@@ -262,7 +290,10 @@ fn prepare_onnx(model: &Model, path: &Path, options: &SaveOptions) -> Result<Pre
     stats.files.push(path.to_owned());
     outs.push(out);
     stats.bytes = stats.bytes.saturating_add(u64::from(size));
-    Ok(Prepared::new(stats, used, options, || Ok(outs.into_iter().try_for_each(OutFile::commit)?)))
+    let temporary = outs.iter().map(|out| out.temporary().to_owned()).collect();
+    Ok(Prepared::new(stats, temporary, used, options, || {
+        Ok(outs.into_iter().try_for_each(OutFile::commit)?)
+    }))
 }
 
 fn write_data(data: &onnx::DataFile, out: &mut File, used: &mut Vec<SourceFile>) -> io::Result<()> {

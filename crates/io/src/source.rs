@@ -154,19 +154,8 @@ impl SourceFile {
     /// # Errors
     /// When reading fails.
     pub fn blake3(&self) -> Result<String, IoError> {
-        let failed = |source| IoError::Read { path: self.0.path.clone(), source };
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0u8; CHUNK];
-        let mut offset = 0u64;
-        loop {
-            let count = read_at(&self.0.file, &mut buffer, offset).map_err(failed)?;
-            if count == 0 {
-                break;
-            }
-            hasher.update(buffer.get(..count).unwrap_or_default());
-            offset = offset.saturating_add(count as u64);
-        }
-        Ok(hasher.finalize().to_hex().to_string())
+        let hashed = hash(&self.0.file).map_err(|source| IoError::Read { path: self.0.path.clone(), source });
+        Ok(hashed?.1)
     }
 
     /// Checks that the file is still the one that was opened, of the same size and time.
@@ -287,6 +276,21 @@ fn check_is_plain(path: &Path, metadata: &Metadata) -> Result<(), IoError> {
         "this is a device, not a file"
     };
     Err(IoError::NotAModel { path: path.to_owned(), what: what.to_owned() })
+}
+
+/// Size and BLAKE3 hash, in hexadecimal, of a file's content, read piece by piece.
+pub(crate) fn hash(file: &File) -> io::Result<(u64, String)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0u8; CHUNK];
+    let mut offset = 0u64;
+    loop {
+        let count = read_at(file, &mut buffer, offset)?;
+        if count == 0 {
+            return Ok((offset, hasher.finalize().to_hex().to_string()));
+        }
+        hasher.update(buffer.get(..count).unwrap_or_default());
+        offset = offset.saturating_add(count as u64);
+    }
 }
 
 fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -6,10 +6,13 @@ use optix_ir::patch::{Applied, Patch};
 use optix_ir::{Model, NodeId};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::changes::{Changes, Layer, Skip};
+use crate::decisions::{DecisionError, Decisions};
 use crate::deployment::Deployment;
-use crate::oracle::Oracle;
+use crate::oracle::{NoOracle, Oracle, OracleError};
 use crate::pass::PassError;
 
 /// Opens the calibration data from the start, bound to a model's inputs.
@@ -66,8 +69,15 @@ pub struct Cx<'a> {
     deployment: Option<&'a mut dyn Deployment>,
     cancel: &'a optix_base::CancelToken,
     limits: Limits,
-    pub(crate) changes: Changes,
-    pub(crate) patches_left: &'a mut u64,
+    changes: Changes,
+    patches_left: &'a mut u64,
+    /// What was decided so far.
+    decided: Decisions,
+    /// What a lock says and nobody has asked for yet, when one is applied.
+    recorded: Option<Decisions>,
+    /// Whether a decision is being made.
+    is_deciding: bool,
+    no_oracle: NoOracle,
 }
 
 impl<'a> Cx<'a> {
@@ -86,14 +96,127 @@ impl<'a> Cx<'a> {
             limits,
             changes: Changes::default(),
             patches_left,
+            decided: Decisions::default(),
+            recorded: None,
+            is_deciding: false,
+            no_oracle: NoOracle,
         }
+    }
+
+    /// Lets decisions come from a record instead of being made.
+    pub fn replay(&mut self, recorded: Decisions) {
+        self.recorded = Some(recorded);
+    }
+
+    /// What the pass did and decided.
+    ///
+    /// # Errors
+    /// When decisions of the record were never asked for.
+    pub(crate) fn finish(self) -> Result<(Changes, Decisions), DecisionError> {
+        if let Some(left) = &self.recorded {
+            left.check_used()?;
+        }
+        Ok((self.changes, self.decided))
+    }
+
+    /// Whether decisions come from a lock. There are no data then and no engine; work that only measures, and
+    /// changes nothing about the model, is to be left out.
+    pub fn is_replaying(&self) -> bool {
+        self.recorded.is_some()
+    }
+
+    /// What `compute` finds out from data, by asking the engine or by searching; recorded under `key`. When a
+    /// lock is applied, `compute` is not called and the recorded decision comes back.
+    ///
+    /// All that shapes the model and does not follow from model, options and seed alone goes through here,
+    /// and nothing else needs to. The rules:
+    ///
+    /// - Keys are unique within the step and readable, `kind/name`: `range/conv1_output`.
+    /// - The decision comes back as it reads back from JSON, numbers to the bit: go on with what this method
+    ///   returns, not with something `compute` put aside. NaN and infinite numbers cannot be recorded, other
+    ///   than in [`PackedFloats`](crate::PackedFloats). Use no `HashMap` in a decision: equal runs make equal
+    ///   locks. Large decisions are [`PackedFloats`](crate::PackedFloats) or [`PackedBits`](crate::PackedBits).
+    /// - `compute` changes no model but its own copies, makes no other decision, and adds no rows to the ledger:
+    ///   they would be missing when a lock is applied. It may count, warn and show progress.
+    /// - What a lock says is foreign text: check that a decision lies within its bounds before anything rests
+    ///   on it.
+    ///
+    /// # Errors
+    /// Those of `compute`; a key that is used twice or a decision that cannot be recorded, which are bugs of the
+    /// pass; when a lock is applied, a decision that it lacks or that is of another kind.
+    pub fn decide<T: Serialize + DeserializeOwned>(
+        &mut self,
+        key: &str,
+        compute: impl FnOnce(&mut Self) -> Result<T, PassError>,
+    ) -> Result<T, PassError> {
+        if let Some(recorded) = &mut self.recorded {
+            let decision = recorded.take(key)?;
+            // Kept in the record of this run too: a lock applied is locked alike.
+            return Ok(self.decided.record(key, &decision)?);
+        }
+        let decision = self.computed(key, compute)?;
+        Ok(self.decided.record(key, &decision)?)
+    }
+
+    /// Several decisions that are found out together, such as the ranges of all activations in one pass over
+    /// the data: one for each of `names`, in their order, recorded as `kind/name`. Otherwise as
+    /// [`Cx::decide`].
+    ///
+    /// # Errors
+    /// As [`Cx::decide`].
+    pub fn decide_each<T: Serialize + DeserializeOwned>(
+        &mut self,
+        kind: &str,
+        names: &[String],
+        compute: impl FnOnce(&mut Self) -> Result<Vec<T>, PassError>,
+    ) -> Result<Vec<T>, PassError> {
+        let made = match &mut self.recorded {
+            Some(recorded) => {
+                let taken = names.iter().map(|name| recorded.take(&format!("{kind}/{name}")));
+                taken.collect::<Result<Vec<T>, _>>()?
+            }
+            None => self.computed(kind, compute)?,
+        };
+        if made.len() != names.len() {
+            let what = format!("{} decisions about {} things", made.len(), names.len());
+            return Err(DecisionError::misused(kind, what).into());
+        }
+        let pairs = names.iter().zip(&made);
+        let read = pairs.map(|(name, made)| self.decided.record(&format!("{kind}/{name}"), made));
+        Ok(read.collect::<Result<_, _>>()?)
+    }
+
+    /// Runs `compute`, and holds it to the rules.
+    fn computed<T>(
+        &mut self,
+        key: &str,
+        compute: impl FnOnce(&mut Self) -> Result<T, PassError>,
+    ) -> Result<T, PassError> {
+        if self.is_deciding {
+            return Err(DecisionError::misused(key, "it is made within another decision").into());
+        }
+        let state = |cx: &Cx<'_>| (*cx.patches_left, cx.changes.layers.len(), cx.changes.skips.len());
+        let before = state(self);
+        self.is_deciding = true;
+        let decision = compute(self);
+        self.is_deciding = false;
+        let decision = decision?;
+        if state(self) != before {
+            let what = "making it edits the model, or adds to the ledger or to the nodes left alone";
+            return Err(DecisionError::misused(key, what).into());
+        }
+        Ok(decision)
     }
 
     /// The engine and, beside it, the calibration data: both at once, since a pass needs the two together.
     ///
     /// # Errors
-    /// When the run has no calibration data. Passes that say so in `requires` never see this error.
+    /// When the run has no calibration data; passes that say so in `requires` never see this error. And when
+    /// a lock is applied: a pass may then ask for data only within [`Cx::decide`].
     pub fn calibration(&mut self) -> Result<(&mut dyn Oracle, &'a dyn Calibration), PassError> {
+        if self.is_replaying() {
+            return Err(OracleError::Replaying.into());
+        }
         let calibration = self.calibration.ok_or_else(|| {
             PassError::Options("calibration data are needed: name them with `--calib`".to_owned())
         })?;
@@ -105,17 +228,17 @@ impl<'a> Cx<'a> {
         self.limits
     }
 
-    /// The engine.
+    /// The engine. When a lock is applied there is none, and every question to it is an error.
     pub fn oracle(&mut self) -> &mut dyn Oracle {
-        &mut *self.oracle
+        if self.recorded.is_some() { &mut self.no_oracle } else { &mut *self.oracle }
     }
 
     /// The engine that the model is meant for, to measure time on; `None` where there is none that can be
-    /// measured.
+    /// measured, and when a lock is applied.
     pub fn deployment(&mut self) -> Option<&mut dyn Deployment> {
         match &mut self.deployment {
-            Some(deployment) => Some(&mut **deployment),
-            None => None,
+            Some(deployment) if self.recorded.is_none() => Some(&mut **deployment),
+            _ => None,
         }
     }
 

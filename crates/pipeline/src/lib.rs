@@ -6,9 +6,12 @@
 mod changes;
 pub mod check;
 mod context;
+mod decisions;
 mod deployment;
+pub mod lock;
 pub mod naming;
 mod oracle;
+mod packed;
 mod pass;
 pub mod profile;
 mod recipe;
@@ -20,8 +23,10 @@ pub use optix_data::{Batch, Bound, DataError, Dataset, Difference, InputSpec, Ra
 
 pub use changes::{Changes, Layer, Skip};
 pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
+pub use decisions::{DecisionError, Decisions};
 pub use deployment::{Deployment, KernelTime};
-pub use oracle::{Batches, Case, Oracle, OracleError, PairVisitor, Visitor};
+pub use oracle::{Batches, Case, NoOracle, Oracle, OracleError, PairVisitor, Visitor};
+pub use packed::{PackedBits, PackedFloats};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,
 };

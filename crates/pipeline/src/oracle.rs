@@ -66,6 +66,12 @@ pub enum OracleError {
     /// The user stopped it.
     #[error("interrupted")]
     Interrupted,
+    /// Data or an engine were asked for while a lock is applied: a bug of the pass, which is to ask for them
+    /// within [`Cx::decide`](crate::Cx::decide).
+    #[error(
+        "internal error: the pass wants data or an engine outside of its decisions, so no lock can repeat it"
+    )]
+    Replaying,
 }
 
 /// Looks at values of one batch; see [`Oracle::observe`].
@@ -119,5 +125,29 @@ pub trait Oracle {
             samples += batch.count as u64;
         }
         Ok(samples)
+    }
+}
+
+/// The engine of runs that need none: every question is an error.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoOracle;
+
+impl Oracle for NoOracle {
+    fn describe(&self) -> String {
+        "none".to_owned()
+    }
+
+    fn observe(
+        &mut self,
+        _: &Model,
+        _: &[ValueId],
+        _: Batches<'_>,
+        _: Visitor<'_>,
+    ) -> Result<u64, OracleError> {
+        Err(OracleError::Replaying)
+    }
+
+    fn outputs(&mut self, _: &Model, _: &[(String, Tensor)]) -> Result<Vec<Tensor>, OracleError> {
+        Err(OracleError::Replaying)
     }
 }

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::context::Cx;
+use crate::decisions::DecisionError;
 use crate::oracle::OracleError;
 
 /// A transformation of a model.
@@ -172,6 +173,9 @@ pub enum PassError {
     /// Running the model failed.
     #[error(transparent)]
     Oracle(#[from] OracleError),
+    /// A decision cannot be recorded, or not be repeated from a lock.
+    #[error(transparent)]
+    Decision(#[from] DecisionError),
     /// The user stopped it.
     #[error("interrupted")]
     Interrupted,

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::changes::Changes;
+use crate::decisions::Decisions;
 
 /// Version of the report's schema, raised when a field changes its meaning.
 pub const SCHEMA: &str = "optix-report/1";
@@ -86,6 +87,9 @@ pub struct StepReport {
     /// With `--check`: max|difference| / max|reference| over all outputs on random inputs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checked_difference: Option<f64>,
+    /// What it decided: part of the lock, not of the report.
+    #[serde(skip)]
+    pub decisions: Decisions,
 }
 
 /// A data set that was read.

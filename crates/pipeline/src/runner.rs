@@ -1,5 +1,6 @@
 //! The runner: checks what passes need, runs them, and holds them to their promises.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -8,6 +9,7 @@ use optix_ir::{Model, NodeId};
 
 use crate::check;
 use crate::context::{Cx, Resources};
+use crate::decisions::Decisions;
 use crate::oracle::OracleError;
 use crate::pass::{Interface, Numerics, PassError, Topology};
 use crate::recipe::{Recipe, Step};
@@ -32,6 +34,8 @@ pub struct RunOptions {
     pub command: String,
     /// Limits on what the model may make a pass do.
     pub limits: Limits,
+    /// Decisions by id of the step, to be repeated instead of made anew: no step needs data or an engine then.
+    pub replay: Option<BTreeMap<String, Decisions>>,
 }
 
 impl Default for RunOptions {
@@ -45,6 +49,7 @@ impl Default for RunOptions {
             reproducer_dir: None,
             command: String::new(),
             limits: Limits::default(),
+            replay: None,
         }
     }
 }
@@ -109,10 +114,10 @@ impl StepFault {
                 | StepFault::Pass(
                     PassError::Patch(_)
                         | PassError::Edit(_)
-                        | PassError::Oracle(OracleError::Internal { .. })
+                        | PassError::Oracle(OracleError::Internal { .. } | OracleError::Replaying)
                 )
                 | StepFault::Check(OracleError::Internal { .. })
-        )
+        ) || matches!(self, StepFault::Pass(PassError::Decision(error)) if error.is_internal())
     }
 }
 
@@ -135,7 +140,7 @@ pub fn run(
         reproducer: None,
     };
     for step in &recipe.steps {
-        check_requires(step, resources).map_err(|what| fail(step, StepFault::Requires(what)))?;
+        check_requires(step, resources, options).map_err(|what| fail(step, StepFault::Requires(what)))?;
     }
     let mut patches_left = options.stop_after_patch.unwrap_or(u64::MAX);
     let mut reports = Vec::new();
@@ -170,8 +175,9 @@ pub fn run(
     Ok(reports)
 }
 
-fn check_requires(step: &Step, resources: &Resources<'_>) -> Result<(), String> {
-    if step.pass.requires().calibration && resources.calibration.is_none() {
+fn check_requires(step: &Step, resources: &Resources<'_>, options: &RunOptions) -> Result<(), String> {
+    let has_decisions = options.replay.is_some();
+    if step.pass.requires().calibration && resources.calibration.is_none() && !has_decisions {
         return Err(format!(
             "pass `{}` needs calibration data: give `--calib PATH` or `[data] calib` in the recipe",
             step.spec.name
@@ -202,10 +208,13 @@ fn run_step(
     if requires.inferred_types {
         optix_ir::infer::infer(model, &check::OpsEvaluator);
     }
-    let changes = {
+    let (changes, decisions) = {
         let mut cx = Cx::new(resources, options.limits, patches_left);
+        if let Some(decisions) = &options.replay {
+            cx.replay(decisions.get(&step.id).cloned().unwrap_or_default());
+        }
         step.pass.run(model, &mut cx)?;
-        cx.changes
+        cx.finish().map_err(PassError::from)?
     };
     if options.verify_each {
         let violations = optix_ir::verify::verify(model);
@@ -251,6 +260,7 @@ fn run_step(
         tensor_bytes: [before.tensor_bytes(), model.tensor_bytes()],
         seconds,
         checked_difference,
+        decisions,
     })
 }
 

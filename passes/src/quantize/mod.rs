@@ -2,8 +2,10 @@
 
 pub mod affine;
 mod calibrate;
+pub mod certificate;
 mod compress_weights;
 mod cut;
+mod decided;
 mod embedding;
 mod faster;
 mod measure;
@@ -17,6 +19,7 @@ mod sensitivity;
 mod weights;
 
 pub use calibrate::RangeObserver;
+pub use certificate::CertifyOverflow;
 pub use compress_weights::CompressWeights;
 pub use quantize_dynamic::QuantizeDynamic;
 pub use quantize_static::{ActivationType, QuantizeStatic, Saturation};

@@ -35,7 +35,7 @@ pub struct WeightedNode {
 }
 
 /// The decision about a graph.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Placement {
     /// Nodes whose weights are quantized, in order.
     pub weighted: Vec<WeightedNode>,

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::affine::Affine;
 use super::calibrate::{RangeObserver, calibrate, choose};
+use super::decided;
 use super::faster;
 use super::measure::{Measured, measure};
 use super::observer::Observer;
@@ -199,7 +200,7 @@ impl Pass for QuantizeStatic {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
         let wanted = |model: &Model, id: NodeId| self.wanted(model, id);
-        let mut placement = placement::place(model, &|id| wanted(model, id));
+        let placement = placement::place(model, &|id| wanted(model, id));
         for (id, reason) in &placement.skipped {
             cx.skip(model, *id, reason.clone());
             cx.layer(float_layer(model, *id, reason));
@@ -208,25 +209,32 @@ impl Pass for QuantizeStatic {
             cx.warn("no node of this model can be quantized: the reasons are listed");
             return Ok(());
         }
-        let observers = calibrate(model, &placement, cx)?;
-        let quantizers =
-            choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx);
+        // Empty when a lock is applied: what they say beside the quantizers is for the ledger alone.
+        let mut observers = BTreeMap::new();
+        let quantizers = decided::quantizers(model, &placement, cx, |cx| {
+            observers = calibrate(model, &placement, cx)?;
+            Ok(choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx))
+        })?;
         let float_model = model.clone();
-        let mut float: BTreeMap<NodeId, String> = BTreeMap::new();
         let without = |float: &BTreeMap<NodeId, String>| {
             placement::place(model, &|id| match float.get(&id) {
                 Some(reason) => Err(reason.clone()),
                 None => wanted(model, id),
             })
         };
-        if self.min_sqnr > 0.0 {
-            float = self.too_sensitive(model, &placement, &observers, &quantizers, cx)?;
-            placement = without(&float);
-        }
-        if self.only_faster && !placement.weighted.is_empty() {
-            float.extend(self.slower_in_integers(model, &placement, &observers, &quantizers, cx)?);
-            placement = without(&float);
-        }
+        let float = decided::float_nodes(model, cx, |cx| {
+            let mut float = BTreeMap::new();
+            let mut left = std::borrow::Cow::Borrowed(&placement);
+            if self.min_sqnr > 0.0 {
+                float = self.too_sensitive(model, &left, &observers, &quantizers, cx)?;
+                left = std::borrow::Cow::Owned(without(&float));
+            }
+            if self.only_faster && !left.weighted.is_empty() {
+                float.extend(self.slower_in_integers(model, &left, &observers, &quantizers, cx)?);
+            }
+            Ok(float)
+        })?;
+        let placement = without(&float);
         for (&id, reason) in &float {
             cx.skip(model, id, reason.clone());
             cx.layer(float_layer(model, id, reason));

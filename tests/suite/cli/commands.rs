@@ -240,10 +240,12 @@ fn every_code_is_named_by_the_error_it_explains() {
     let outside = root().join("fixtures/graphs/external_data.bin");
     std::os::unix::fs::symlink(outside, place.path("inside/external_data.bin")).expect("a link");
     let raw = "fixtures/data/fmnist-train512-images-idx3-ubyte.gz";
+    place.ok(&format!("run clean {MODEL} -o clean.onnx -q"));
     let errors = [
         ("OX-M001", "inspect inside/model.onnx".to_owned()),
         ("OX-M002", "quantize fixtures/graphs/quantized_conv.onnx -o x.onnx".to_owned()),
         ("OX-M003", "run clean fixtures/graphs/unknown_operator.onnx -o x.onnx --check".to_owned()),
+        ("OX-L001", "apply clean.onnx.lock.json clean.onnx -o x.onnx".to_owned()),
         ("OX-D001", format!("eval {MODEL} --data {raw} --vs {MODEL}")),
         ("OX-R001", format!("run clean {MODEL} -o x.onnx --require size-ratio=0.1 -q")),
     ];

@@ -3,6 +3,7 @@
 mod commands;
 mod data;
 mod evaluation;
+mod locks;
 mod profile;
 mod reports;
 mod runs;

@@ -230,7 +230,9 @@ pub(crate) fn prepare_directory(
         copy_beside(home, &out, path, &mut stats)?;
     }
     let target = path.to_owned();
-    Ok(Prepared::new(stats, used, options, move || out.commit(&target)))
+    let names = stats.files.iter().filter_map(|file| file.file_name());
+    let temporary = names.map(|name| out.temporary.join(name)).collect();
+    Ok(Prepared::new(stats, temporary, used, options, move || out.commit(&target)))
 }
 
 fn copy(bytes: &[u8], temporary: &Path, shown: &Path, stats: &mut SaveStats) -> Result<(), IoError> {

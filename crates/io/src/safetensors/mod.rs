@@ -183,5 +183,6 @@ pub(crate) fn prepare_file(model: &Model, path: &Path, options: &SaveOptions) ->
     let all: Vec<&(ValueId, StoredTensor)> = weights.iter().collect();
     let bytes = write(model, &all, &metadata, &mut out, &mut used)?;
     let stats = SaveStats { files: vec![path.to_owned()], bytes };
-    Ok(Prepared::new(stats, used, options, || Ok(out.commit()?)))
+    let temporary = vec![out.temporary().to_owned()];
+    Ok(Prepared::new(stats, temporary, used, options, || Ok(out.commit()?)))
 }
