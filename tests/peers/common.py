@@ -125,7 +125,9 @@ def fashion(part):
 
 
 class Subject:
-    """A model, its data, and how its outputs are judged ("top1", "embedding", "text" or "none")."""
+    """A model, its data, and how its outputs are judged ("top1", "embedding", "text", "speech" or "none").
+
+    batch: samples in a run of the evaluation; 0 for a model whose samples have the inputs' own rank and go one by one."""
 
     def __init__(self, name, path, judged, batch, folder=None, output=0, samples=256):
         self.name, self.path, self.judged, self.batch, self.folder, self.output = name, path, judged, batch, folder, output
@@ -172,6 +174,8 @@ def subjects(models):
             Subject("ocr_rec", models / "rapidocr" / "PP-OCRv6_rec_small.onnx", "text", 4, data / "ocr_rec", samples=64),
             Subject("ocr_det", models / "rapidocr" / "PP-OCRv6_det_small.onnx", "none", 1, data / "ocr_det", samples=16),
             Subject("minilm", models / "all-minilm-l6-v2" / "model_opset15.onnx", "embedding", 32, data / "minilm", output=1),
+            Subject("magika", models / "magika" / "model.onnx", "top1", 50, data / "magika"),
+            Subject("silero", models / "silero-vad" / "silero_vad.onnx", "speech", 0, data / "silero"),
         ]
         for subject in real:
             if subject.path.exists():
@@ -264,6 +268,11 @@ def session(model, threads=1, save=None, level=None):
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
+def taken(feeds, start, batch):
+    """The feeds of a run: `batch` samples, or one of the inputs' own rank."""
+    return {k: v[start : start + batch] if batch else np.asarray(v[start]) for k, v in feeds.items()}
+
+
 def outputs(model, feeds, batch, output=None, plain=False):
     """Runs batches; the outputs by name, stacked (or one output as an array, by its position).
 
@@ -274,7 +283,7 @@ def outputs(model, feeds, batch, output=None, plain=False):
     names = [o.name for o in running.get_outputs()]
     wanted = names if output is None else [names[output]]
     count = len(next(iter(feeds.values())))
-    parts = [running.run(wanted, {k: v[i : i + batch] for k, v in feeds.items()}) for i in range(0, count, batch)]
+    parts = [running.run(wanted, taken(feeds, i, batch)) for i in range(0, count, max(batch, 1))]
     stacked = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(wanted)}
     return stacked if output is None else stacked[wanted[0]]
 
@@ -302,7 +311,7 @@ def fused(model, work):
 
 def latency(models, feeds, batch, rounds=40, budget_s=20.0):
     """Interleaved in this process, one thread: name -> median milliseconds a batch, and the median ratio to the first."""
-    fed = {name: value[:batch] for name, value in feeds.items()}
+    fed = taken(feeds, 0, batch)
     sessions = {name: session(path) for name, path in models.items()}
     times = {name: [] for name in models}
     for running in sessions.values():

@@ -37,7 +37,7 @@ def main():
     class Reader(quantization.CalibrationDataReader):
         def __init__(self, arrays):
             count = min(options.samples, len(next(iter(arrays.values()))))
-            self.feeds = iter([{name: value[i : i + 1] for name, value in arrays.items()} for i in range(count)])
+            self.feeds = iter([common.taken(arrays, i, min(subject.batch, 1)) for i in range(count)])
 
         def get_next(self):
             return next(self.feeds, None)

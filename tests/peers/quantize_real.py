@@ -2,7 +2,7 @@
 
     python quantize_real.py --optix target/release/optix [--models DIR] [--only NAME,...] [--out DIR]
 
-Rows per model: float; onnxruntime's static and dynamic quantization; ours, static and dynamic. The peer's static run
+Rows per model: float; onnxruntime's static and dynamic quantization; ours: static, dynamic and stored weights. The peer's static run
 falls back when it fails: without quant_pre_process, then per tensor as well; the row says so. Judged on the evaluation
 data: top-1 (fmnist, OCR direction), character error rate (OCR recognition), accuracy of a linear probe on the sentence
 embeddings (MiniLM); cosine and SQNR to the float output; bytes; CPU seconds and peak memory of the whole process; the
@@ -28,6 +28,8 @@ def judged(subject, model, float_found, limit, work):
         texts = common.read_lines(got.argmax(-1), charset)
         wrong = sum(common.edits(a, b) for a, b in zip(texts, labels.tolist(), strict=True))
         found["metric"], found["score"] = "character error rate", wrong / sum(map(len, labels.tolist()))
+    elif subject.judged == "speech":
+        found["metric"], found["score"] = "accuracy", float(((got.reshape(-1) > 0.5) == (labels > 0)).mean())
     elif subject.judged == "embedding":
         import numpy as np
 
@@ -52,12 +54,12 @@ def peer_commands(options, subject, method, out):
 
 
 def own_commands(options, subject, method, out, work):
-    if method == "dynamic":
-        recipe = work / "dynamic.toml"
-        recipe.write_text('version = 1\n\n[[step]]\npass = "quantize-dynamic"\n')
-        return [("", [options.optix, "run", recipe, subject.path, "-o", out])]
+    # Whatever is slower is to be seen in the table.
+    allowed = ["--allow-slower", *(["--deploy", "none"] if options.plain else [])]
+    if method != "static":
+        return [("", [options.optix, "run", f"int8-{method}", subject.path, "-o", out, *allowed])]
     calib = subject.data_argument("calib", work, subject.samples)
-    return [("", [options.optix, "quantize", subject.path, "-o", out, "--calib", calib, *options.quantize_option])]
+    return [("", [options.optix, "quantize", subject.path, "-o", out, "--calib", calib, *allowed, *options.quantize_option])]
 
 
 def made(attempts, out):
@@ -83,6 +85,8 @@ def rows_for(options, subject, work):
         if who == "optix" and not options.optix:
             continue
         for method in options.methods.split(","):
+            if method == "weights" and who != "optix":
+                continue
             name, out = f"{who} {method}", work / f"{subject.name}.{who}.{method}.onnx"
             common.note(f"  {name}")
             extra = (work,) if who == "optix" else ()
@@ -94,11 +98,11 @@ def rows_for(options, subject, work):
                 files[name] = out
             rows.append(row)
     feeds = subject.arrays("eval")[0]
-    for batch in sorted({1, min(subject.batch, 8)}):
+    for batch in sorted({min(subject.batch, 1), min(subject.batch, 8)}):
         ratios = common.latency(files, feeds, batch, budget_s=options.latency_budget)
         for row in rows:
             if row["method"] in ratios:
-                row[f"latency_{'one' if batch == 1 else 'batch'}"] = ratios[row["method"]]["ratio"]
+                row[f"latency_{'one' if batch <= 1 else 'batch'}"] = ratios[row["method"]]["ratio"]
     for row in rows:
         row.pop("output", None)
     return rows
@@ -124,7 +128,8 @@ def render(subject, rows):
 def main():
     parser = common.arguments(argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
     parser.add_argument("--only", help="names of models, separated by commas")
-    parser.add_argument("--methods", default="static,dynamic")
+    parser.add_argument("--methods", default="static,dynamic,weights", help="weights: ours alone")
+    parser.add_argument("--plain", action="store_true", help="ours without measuring on the engine the model is meant for")
     parser.add_argument("--eval-samples", type=int, help="at most so many evaluation samples of the models in DIR (default: all)")
     parser.add_argument("--latency-budget", type=float, default=15.0, help="seconds for each latency comparison")
     parser.add_argument("--quantize-option", action="append", default=[], help="handed on to optix quantize; repeatable")
