@@ -17,6 +17,7 @@ mod numerics;
 mod program;
 mod random;
 mod recipes;
+mod recovery;
 mod reproducer;
 mod roundtrip;
 mod schema;

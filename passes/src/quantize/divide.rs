@@ -370,12 +370,6 @@ fn is_gelu_tail(model: &Model, id: NodeId) -> bool {
 }
 
 impl Division {
-    /// Whether another division changes a constant or a value that this one changes.
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
-        self.edits.is_empty()
-    }
-
     /// The node whose constants take the factors in.
     pub(super) fn end(&self) -> Option<NodeId> {
         self.edits.last().map(|edit| edit.node)

@@ -11,10 +11,13 @@ use serde::Deserialize;
 
 use super::divide::{self, Division, Layout};
 use super::placement::float_weights;
-use super::quantize_static::{ActivationType, check_patterns, matches_glob, refuse_quantized};
+use super::quantize_static::{
+    ActivationType, check_patterns, constant_bytes, matches_glob, refuse_quantized,
+};
 use super::reservoir::{Channels, Reservoir};
 use super::rewrite::drop_unused;
-use super::smoothing::{Found, Problem};
+use super::smoothing::{Found, Problem, Search, middle};
+use super::split::{self, Widening};
 
 /// Moves outlier channels of activations into the weights behind them, so that int8 loses less. The float
 /// model computes the same as before (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438).
@@ -26,9 +29,32 @@ use super::smoothing::{Found, Problem};
 /// activation too, or nothing before takes factors in, a Mul is inserted for the group, if it gains
 /// enough.
 ///
+/// A channel far beyond the others, such as those that GELU leaves for one token of a text, would only
+/// spoil the weights instead. Where every operator between a layer and the group treats elements alone, such
+/// channels get copies, each with its part of the weights (outlier channel splitting, Zhao et al. 2019,
+/// arXiv 1901.09504).
+///
 /// alpha is searched for each group, by the error that int8 weights and activations would make at the
 /// group's outputs on a sample of rows; leaving the group alone is always a candidate. Run it before
 /// quantize-static, behind the clean-up passes.
+///
+/// ```text
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// layers (float[N, 2] x) => (float[N, 2] y)
+/// <float[2, 2] w1 = {1, 0, 0, 64}, float[2, 2] w2 = {1, 0.5, 0.25, 1}>
+/// {
+///     h = MatMul (x, w1)
+///     y = MatMul (h, w2)
+/// }
+/// ---
+/// <ir_version: 8, opset_import: ["" : 18]>
+/// layers (float[N, 2] x) => (float[N, 2] y)
+/// <float[2, 2] w1_divided = {1, 0, 0, 64}, float[2, 2] w2_smoothed = {1, 0.5, 0.25, 1}>
+/// {
+///     h_divided = MatMul (x, w1_divided)
+///     y = MatMul (h_divided, w2_smoothed)
+/// }
+/// ```
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct SmoothActivations {
@@ -40,6 +66,8 @@ pub struct SmoothActivations {
     pub insert_mul: bool,
     /// Least gain in dB that pays for a Mul.
     pub least_gain_mul: f64,
+    /// Copies of outlier channels at most, as a share of the channels; 0 for none.
+    pub most_copies: f64,
     /// Rows of each activation that the error is measured on.
     pub rows: usize,
     /// Whether weights will have one scale an output channel, as quantize-static is told.
@@ -53,10 +81,11 @@ pub struct SmoothActivations {
 impl Default for SmoothActivations {
     fn default() -> Self {
         SmoothActivations {
-            alphas: vec![0.3, 0.45, 0.6, 0.75, 0.9],
+            alphas: vec![0.4, 0.6, 0.75, 0.9],
             least_gain: 0.2,
             insert_mul: true,
             least_gain_mul: 1.0,
+            most_copies: 0.02,
             rows: 256,
             per_channel: true,
             activation_type: ActivationType::Uint8,
@@ -119,6 +148,9 @@ impl SmoothActivations {
         }
         if !(1..=65_536).contains(&self.rows) {
             return Err(PassError::Options("`rows`: 1 to 65536".to_owned()));
+        }
+        if !(0.0..=1.0).contains(&self.most_copies) {
+            return Err(PassError::Options("`most-copies`: a share from 0 to 1".to_owned()));
         }
         for (name, gain) in [("least-gain", self.least_gain), ("least-gain-mul", self.least_gain_mul)] {
             if !(gain >= 0.0 && gain.is_finite()) {
@@ -204,13 +236,14 @@ impl SmoothActivations {
         Ok(seen)
     }
 
-    fn search(
+    /// The search of a group, on what calibration saw.
+    fn prepare<'a>(
         &self,
         model: &Model,
         group: &Group,
-        channels: &Channels,
-        rows: &Reservoir,
-    ) -> Result<Found, String> {
+        channels: &'a Channels,
+        rows: &'a Reservoir,
+    ) -> Result<Search<'a>, String> {
         if channels.non_finite() > 0 {
             return Err(format!("{} values of its input were NaN or infinite", channels.non_finite()));
         }
@@ -246,7 +279,24 @@ impl SmoothActivations {
             },
             per_channel: self.per_channel,
         };
-        Ok(problem.search(&self.alphas))
+        Ok(Search::new(problem))
+    }
+
+    /// Copies of a group's channels, where they gain enough over `plain`.
+    fn copies(
+        &self,
+        model: &Model,
+        group: &Group,
+        search: &Search<'_>,
+        plain: &Found,
+    ) -> Option<(Widening, Found)> {
+        let most = (group.channels as f64 * self.most_copies) as usize;
+        let copies = search.copies(most)?;
+        let readers = group.members.iter().map(|member| member.node).collect();
+        let widening = split::trace(model, group.value, group.channels, &readers).ok()?;
+        let around = plain.alpha.unwrap_or(0.75);
+        let found = search.best(&[(around - 0.15).max(0.0), around], &copies)?;
+        (found.decibels() - plain.decibels() >= self.least_gain_mul).then_some((widening, found))
     }
 }
 
@@ -282,33 +332,29 @@ fn insert(model: &mut Model, group: &Group, divisors: &[f32]) -> NodeId {
     node
 }
 
-/// Multiplies the rows of the weights of a group. `made` knows products of constants made so far, so that
-/// shared weights stay shared. `None` when a weight would not be finite, and then nothing is changed.
-fn multiply(model: &mut Model, group: &Group, factors: &[f32]) -> Option<()> {
+/// Makes the weights of a group anew, given the axis of its channels. Shared weights stay shared. `None`
+/// when `make` gives none, and then nothing is changed.
+fn rows_of(
+    model: &mut Model,
+    group: &Group,
+    make: impl Fn(&Tensor, usize) -> Option<Tensor>,
+    suffix: &str,
+) -> Option<()> {
     let mut made: BTreeMap<(ValueId, usize), Tensor> = BTreeMap::new();
     for member in &group.members {
         let old = model.node(member.node).input(1)?;
-        let layout = Layout::along(member.depth_axis, group.channels);
-        made.insert(
-            (old, member.depth_axis),
-            divide::scaled(model.constant(old)?, 2, &layout, factors, true)?,
-        );
+        made.insert((old, member.depth_axis), make(model.constant(old)?, member.depth_axis)?);
     }
     let mut values: BTreeMap<(ValueId, usize), ValueId> = BTreeMap::new();
+    for (key, tensor) in made {
+        let hint = format!("{}_{suffix}", model.value(key.0).name());
+        values.insert(key, model.add_constant(model.main(), &hint, tensor));
+    }
     for member in &group.members {
-        let Some(old) = model.node(member.node).input(1) else { continue };
-        let key = (old, member.depth_axis);
-        let new = match (values.get(&key), made.remove(&key)) {
-            (Some(&known), _) => known,
-            (None, Some(tensor)) => {
-                let hint = format!("{}_smoothed", model.value(old).name());
-                let new = model.add_constant(model.main(), &hint, tensor);
-                values.insert(key, new);
-                new
-            }
-            (None, None) => continue,
-        };
-        model.set_input(member.node, 1, Some(new));
+        let old = model.node(member.node).input(1);
+        if let Some(&new) = old.and_then(|old| values.get(&(old, member.depth_axis))) {
+            model.set_input(member.node, 1, Some(new));
+        }
     }
     drop_unused(model, values.into_keys().map(|(old, _)| old));
     Some(())
@@ -316,10 +362,55 @@ fn multiply(model: &mut Model, group: &Group, factors: &[f32]) -> Option<()> {
 
 /// Greatest channel by the middle one.
 fn spread(maxima: &[f32]) -> f32 {
-    let mut sorted = maxima.to_vec();
-    sorted.sort_unstable_by(f32::total_cmp);
-    let middle = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-    sorted.last().copied().unwrap_or(0.0) / middle
+    maxima.iter().copied().fold(0.0, f32::max) / middle(maxima).unwrap_or(f32::INFINITY)
+}
+
+/// How a group is treated.
+struct Treatment {
+    /// What is done to the numbers.
+    found: Found,
+    /// Where channels get copies.
+    widening: Option<Widening>,
+}
+
+/// Treats a group of a copy of the model: the new model, and the words for the ledger.
+fn treated(model: &Model, group: &Group, treatment: &Treatment) -> Option<(Model, String)> {
+    let (mut model, mut group, mut said) = (model.clone(), group.clone(), String::new());
+    let Treatment { found, widening } = treatment;
+    let (mut divisors, mut factors) = (found.divisors.clone(), found.divisors.clone());
+    if let Some(widening) = widening {
+        // The copies stand behind the channels there are.
+        let copies = found.copies.iter().enumerate();
+        let extra: Vec<usize> =
+            copies.flat_map(|(channel, &copies)| std::iter::repeat_n(channel, copies as usize - 1)).collect();
+        let split = found.copies.iter().filter(|&&copies| copies > 1).count();
+        said = format!("{split} channels in {} copies more; ", extra.len());
+        let index: Vec<usize> = (0..group.channels).chain(extra).collect();
+        widening.apply(&mut model, &index)?;
+        divisors = index.iter().map(|&channel| found.divisors[channel]).collect();
+        factors = index.iter().map(|&at| found.divisors[at] / found.copies[at] as f32).collect();
+        rows_of(&mut model, &group, |tensor, axis| split::gather(tensor, axis, &index), "split")?;
+        group.channels = index.len();
+    }
+    // Of the graph as it is now: copies are channels like others.
+    let place = match fold(&model, &group) {
+        Ok(division) => {
+            let end = division.end().map_or_else(String::new, |node| model.describe(node));
+            division.apply(&mut model, &divisors).then(|| format!("folded into {end}"))?
+        }
+        Err(reason) => {
+            insert(&mut model, &group, &divisors);
+            format!("by a Mul, since {reason}")
+        }
+    };
+    let layout = |axis: usize| Layout::along(axis, factors.len());
+    rows_of(
+        &mut model,
+        &group,
+        |tensor, axis| divide::scaled(tensor, 2, &layout(axis), &factors, true),
+        "smoothed",
+    )?;
+    Some((model, format!("{said}{place}")))
 }
 
 impl Pass for SmoothActivations {
@@ -342,24 +433,32 @@ impl Pass for SmoothActivations {
         let seen = self.calibrate(model, &groups, cx)?;
         for (index, (group, (channels, rows))) in groups.iter().zip(&seen).enumerate() {
             cx.progress("smoothing activations", index as u64, groups.len() as u64)?;
-            let found = match self.search(model, group, channels, rows) {
-                Ok(found) => found,
+            let search = match self.prepare(model, group, channels, rows) {
+                Ok(search) => search,
                 Err(reason) => {
                     leave(model, group, &reason, cx);
                     continue;
                 }
             };
-            let gain = found.after_db - found.before_db;
-            let spread = spread(&channels.maxima());
-            let Some(alpha) = found.alpha.filter(|_| gain >= self.least_gain) else {
-                let reason = format!(
-                    "smoothing would gain {:.2} dB of {:.1}; greatest channel {spread:.1} times the middle one",
-                    gain.max(0.0),
-                    found.before_db
-                );
-                leave(model, group, &reason, cx);
-                continue;
+            let before = search.untouched();
+            let smoothed = search.best(&self.alphas, &before.copies);
+            let plain = smoothed.filter(|found| found.decibels() >= before.decibels() + self.least_gain);
+            let split = self.copies(model, group, &search, plain.as_ref().unwrap_or(&before));
+            let (widening, found) = match (split, plain) {
+                (Some((widening, found)), _) => (Some(widening), found),
+                (None, Some(found)) => (None, found),
+                (None, None) => {
+                    let spread = spread(&channels.maxima());
+                    let reason = format!(
+                        "smoothing gains less than {} dB of {:.1}; greatest channel {spread:.1} times the middle one",
+                        self.least_gain,
+                        before.decibels()
+                    );
+                    leave(model, group, &reason, cx);
+                    continue;
+                }
             };
+            let gain = found.decibels() - before.decibels();
             let division = fold(model, group);
             if let Err(reason) = &division
                 && !(self.insert_mul && gain >= self.least_gain_mul)
@@ -371,51 +470,42 @@ impl Pass for SmoothActivations {
             if !cx.may_edit("smooth-activation") {
                 return Ok(());
             }
-            let mut changed = model.clone();
-            let place = match &division {
-                Ok(division) => {
-                    let end = division.end().map_or_else(String::new, |node| model.describe(node));
-                    division.apply(&mut changed, &found.divisors).then(|| format!("folded into {end}"))
-                }
-                Err(reason) => {
-                    insert(&mut changed, group, &found.divisors);
-                    Some(format!("by a Mul, since {reason}"))
-                }
-            };
-            let Some(place) = place.filter(|_| multiply(&mut changed, group, &found.divisors).is_some())
-            else {
+            let treatment = Treatment { found, widening };
+            let Some((changed, place)) = treated(model, group, &treatment) else {
                 leave(model, group, "a weight would not be finite any more", cx);
                 continue;
             };
+            let Treatment { found, widening } = treatment;
+            let spread = spread(&channels.maxima());
             let reason = format!(
-                "alpha {alpha:.2}, {place}; greatest channel {spread:.1} times the middle one; expected {:.1} -> {:.1} dB",
-                found.before_db, found.after_db
+                "alpha {:.2}, {place}; greatest channel {spread:.1} times the middle one; expected {:.1} -> {:.1} dB",
+                found.alpha.unwrap_or(0.0),
+                before.decibels(),
+                found.decibels()
             );
-            *model = changed;
-            cx.count(
-                if division.is_ok() { "activations smoothed" } else { "activations smoothed by a Mul" },
-                1,
-            );
+            cx.count("activations smoothed", 1);
+            cx.count("of them by a Mul", u64::from(division.is_err()));
+            cx.count("of them with copies of channels", u64::from(widening.is_some()));
             for member in &group.members {
-                row(model, member.node, "smoothed", &reason, cx);
+                row((model, &changed), member.node, "smoothed", &reason, cx);
             }
+            *model = changed;
         }
         Ok(())
     }
 }
 
-/// A row of the ledger.
-fn row(model: &Model, id: NodeId, action: &str, reason: &str, cx: &mut Cx<'_>) {
-    let (node, op) = optix_pipeline::naming::node_and_op(model, id);
-    let weights =
-        model.node(id).input(1).map_or(0, |value| super::quantize_static::constant_bytes(model, value));
+/// A row of the ledger: a node before and after.
+fn row((before, after): (&Model, &Model), id: NodeId, action: &str, reason: &str, cx: &mut Cx<'_>) {
+    let (node, op) = optix_pipeline::naming::node_and_op(before, id);
+    let weights = |model: &Model| model.node(id).input(1).map_or(0, |value| constant_bytes(model, value));
     cx.layer(Layer {
         node,
         op,
         action: action.to_owned(),
         reason: Some(reason.to_owned()),
-        bytes_before: weights,
-        bytes_after: weights,
+        bytes_before: weights(before),
+        bytes_after: weights(after),
         ..Layer::default()
     });
 }
@@ -424,6 +514,6 @@ fn row(model: &Model, id: NodeId, action: &str, reason: &str, cx: &mut Cx<'_>) {
 fn leave(model: &Model, group: &Group, reason: &str, cx: &mut Cx<'_>) {
     for member in &group.members {
         cx.skip(model, member.node, reason);
-        row(model, member.node, "as it was", reason, cx);
+        row((model, model), member.node, "as it was", reason, cx);
     }
 }

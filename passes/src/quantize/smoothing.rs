@@ -37,21 +37,124 @@ pub(super) struct Problem<'a> {
     pub(super) per_channel: bool,
 }
 
-/// What the search found.
+/// A way to treat an activation, with the noise by signal that int8 makes at the outputs then.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Found {
-    /// Share of the spread that goes into the weights; `None` where leaving things alone is best.
+    /// Share of the spread that goes into the weights; `None` where nothing is divided.
     pub(super) alpha: Option<f32>,
-    /// One a channel; ones without an alpha.
+    /// What the activation is divided by, one a channel.
     pub(super) divisors: Vec<f32>,
-    /// Expected signal-to-noise ratio at the outputs in dB, untouched.
-    pub(super) before_db: f64,
-    /// The same with the divisors.
-    pub(super) after_db: f64,
+    /// Copies of each channel.
+    pub(super) copies: Vec<u32>,
+    noise: f64,
 }
 
-fn decibels(noise: f64) -> f64 {
-    if noise > 0.0 { -10.0 * noise.log10() } else { f64::INFINITY }
+impl Found {
+    /// Expected signal-to-noise ratio at the outputs in dB.
+    pub(super) fn decibels(&self) -> f64 {
+        if self.noise > 0.0 { -10.0 * self.noise.log10() } else { f64::INFINITY }
+    }
+}
+
+/// The range of an activation's quantizer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Range {
+    /// The whole one.
+    Whole,
+    /// The better of the whole one and the one of least squared error.
+    Better,
+}
+
+/// A problem being searched: its exact products are computed once.
+pub(super) struct Search<'a> {
+    problem: Problem<'a>,
+    exact: Vec<f32>,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(problem: Problem<'a>) -> Search<'a> {
+        let exact = product(problem.rows, &problem.weights, problem.depth(), problem.columns());
+        Search { problem, exact }
+    }
+
+    /// The activation as it is.
+    pub(super) fn untouched(&self) -> Found {
+        let depth = self.problem.depth();
+        self.judge(None, vec![1.0; depth], vec![1; depth], Range::Better)
+    }
+
+    /// The alpha of least expected error among `alphas` and two between the best of them and its
+    /// neighbours, with so many copies of each channel.
+    pub(super) fn best(&self, alphas: &[f32], copies: &[u32]) -> Option<Found> {
+        let try_one = |alpha: f32, range: Range| {
+            self.judge(Some(alpha), self.problem.divisors(alpha, copies), copies.to_vec(), range)
+        };
+        let mut best: Option<(f32, Found)> = None;
+        let mut consider = |alpha: f32| {
+            let found = try_one(alpha, Range::Whole);
+            if best.as_ref().is_none_or(|(_, best)| found.noise < best.noise) {
+                best = Some((alpha, found));
+            }
+            best.as_ref().map_or(alpha, |(alpha, _)| *alpha)
+        };
+        let mut first = None;
+        for &alpha in alphas {
+            first = Some(consider(alpha));
+        }
+        if let Some(first) = first {
+            // Neighbours on either side: half way, and as far on where there is none.
+            let gap = |other: &f32| (other - first).abs();
+            let near = alphas.iter().filter(|other| gap(other) > 1e-3).map(gap).fold(f32::MAX, f32::min);
+            for moved in [first - near / 2.0, first + near / 2.0] {
+                if (0.0..=1.0).contains(&moved) {
+                    consider(moved);
+                }
+            }
+        }
+        best.map(|(alpha, _)| try_one(alpha, Range::Better))
+    }
+
+    /// Copies for the channels that make the most noise on either side, `most` more channels at most and
+    /// a multiple of eight, which kernels like. `None` where no channel stands out.
+    pub(super) fn copies(&self, most: usize) -> Option<Vec<u32>> {
+        /// Copies in one go.
+        const STEP: usize = 8;
+        /// What stands out, times the middle channel.
+        const OUT: f32 = 4.0;
+        let weight: Vec<f32> = (self.problem.weights.chunks_exact(self.problem.columns()))
+            .map(|row| row.iter().map(|w| w * w).sum::<f32>().sqrt())
+            .collect();
+        let share: Vec<f32> = self.problem.maxima().iter().zip(&weight).map(|(x, w)| x * w).collect();
+        let middle = middle(&share)?;
+        let mut copies = vec![1u32; share.len()];
+        for _ in 0..most / STEP {
+            let rest = |at: usize, copies: &[u32]| share[at] / copies[at] as f32;
+            let greatest = |copies: &[u32]| {
+                (0..share.len()).max_by(|&a, &b| rest(a, copies).total_cmp(&rest(b, copies)))
+            };
+            if greatest(&copies).is_none_or(|at| rest(at, &copies) <= OUT * middle) {
+                break;
+            }
+            for _ in 0..STEP {
+                if let Some(at) = greatest(&copies) {
+                    copies[at] += 1;
+                }
+            }
+        }
+        copies.iter().any(|&copies| copies > 1).then_some(copies)
+    }
+
+    fn judge(&self, alpha: Option<f32>, divisors: Vec<f32>, copies: Vec<u32>, range: Range) -> Found {
+        let noise = self.problem.noise(&self.exact, &divisors, &copies, range);
+        Found { alpha, divisors, copies, noise }
+    }
+}
+
+/// The middle one of the positive numbers.
+pub(super) fn middle(numbers: &[f32]) -> Option<f32> {
+    let mut sorted: Vec<f32> = numbers.iter().copied().filter(|x| x.is_normal() && *x > 0.0).collect();
+    sorted.sort_unstable_by(f32::total_cmp);
+    sorted.get(sorted.len() / 2).copied()
 }
 
 impl Problem<'_> {
@@ -63,76 +166,43 @@ impl Problem<'_> {
         self.widths.iter().sum()
     }
 
-    /// The alpha of least expected error, starting from `alphas` and refined by halving between them.
-    pub(super) fn search(&self, alphas: &[f32]) -> Found {
-        let exact = product(self.rows, &self.weights, self.depth(), self.columns());
-        let ones = vec![1.0; self.depth()];
-        let off = self.noise(&exact, &ones);
-        let mut best = (off, None, ones);
-        let mut tried: Vec<f32> = Vec::new();
-        let mut consider = |alpha: f32, best: &mut (f64, Option<f32>, Vec<f32>)| {
-            if tried.iter().any(|other| (other - alpha).abs() < 1e-3) {
-                return;
-            }
-            tried.push(alpha);
-            let divisors = self.divisors(alpha);
-            let noise = self.noise(&exact, &divisors);
-            if noise < best.0 {
-                *best = (noise, Some(alpha), divisors);
-            }
-        };
-        for &alpha in alphas {
-            consider(alpha, &mut best);
-        }
-        // Between the best and its neighbours.
-        if let (Some(alpha), [_, _, ..]) = (best.1, alphas) {
-            let gap = |other: &f32| (other - alpha).abs();
-            let near = alphas.iter().filter(|other| gap(other) > 1e-3).map(gap).fold(f32::MAX, f32::min);
-            for moved in [alpha - near / 2.0, alpha + near / 2.0] {
-                if (0.0..=1.0).contains(&moved) {
-                    consider(moved, &mut best);
-                }
-            }
-        }
-        let (noise, alpha, divisors) = best;
-        Found { alpha, divisors, before_db: decibels(off), after_db: decibels(noise) }
+    /// Greatest magnitude of every channel.
+    fn maxima(&self) -> Vec<f32> {
+        self.low.iter().zip(self.high).map(|(low, high)| low.abs().max(high.abs())).collect()
     }
 
-    /// max|X|^alpha / max|W|^(1 - alpha) of every channel, with 1 in their middle. Channels that are
-    /// always zero, on either side, have the middle one's.
-    fn divisors(&self, alpha: f32) -> Vec<f32> {
-        let columns = self.columns();
-        let mut divisors: Vec<f32> = (0..self.depth())
-            .map(|channel| {
-                let activation = self.low[channel].abs().max(self.high[channel].abs());
-                let row = &self.weights[channel * columns..(channel + 1) * columns];
-                let weight = row.iter().fold(0f32, |max, weight| max.max(weight.abs()));
-                (activation.powf(alpha) / weight.powf(1.0 - alpha)).max(0.0)
-            })
+    /// max|X|^alpha / max|W / copies|^(1 - alpha) of every channel, with 1 in their middle. Channels that
+    /// are always zero, on either side, have the middle one's.
+    fn divisors(&self, alpha: f32, copies: &[u32]) -> Vec<f32> {
+        let rows = self.weights.chunks_exact(self.columns()).zip(copies);
+        let weights = rows
+            .map(|(row, copies)| row.iter().fold(0f32, |max, weight| max.max(weight.abs())) / *copies as f32);
+        let mut divisors: Vec<f32> = (self.maxima().iter().zip(weights))
+            .map(|(activation, weight)| activation.powf(alpha) / weight.powf(1.0 - alpha))
             .collect();
-        let usable = |x: &f32| x.is_normal();
-        let mut sorted: Vec<f32> = divisors.iter().copied().filter(usable).collect();
-        sorted.sort_unstable_by(f32::total_cmp);
-        let middle = sorted.get(sorted.len() / 2).copied().unwrap_or(1.0);
+        let middle = middle(&divisors).unwrap_or(1.0);
         for divisor in &mut divisors {
             let relative = *divisor / middle;
-            *divisor = if usable(&relative) { relative.clamp(1.0 / MOST, MOST) } else { 1.0 };
+            *divisor = if relative.is_normal() { relative.clamp(1.0 / MOST, MOST) } else { 1.0 };
         }
         divisors
     }
 
     /// Noise by signal that int8 makes at the outputs when the activation is divided and the weights are
-    /// multiplied: the mean over the products, with the better of two ranges of the activation, the whole
-    /// one and the one of least squared error.
-    fn noise(&self, exact: &[f32], divisors: &[f32]) -> f64 {
-        let weights = self.rounded_weights(divisors);
+    /// multiplied: the mean over the products.
+    fn noise(&self, exact: &[f32], divisors: &[f32], copies: &[u32], range: Range) -> f64 {
+        let factors: Vec<f32> = divisors.iter().zip(copies).map(|(divisor, n)| divisor / *n as f32).collect();
+        let weights = self.rounded_weights(&factors);
         let end = |ends: &[f32], better: fn(f32, f32) -> f32| {
             ends.iter().zip(divisors).map(|(end, divisor)| end / divisor).fold(0f32, better)
         };
         let (low, high) = (end(self.low, f32::min), end(self.high, f32::max));
         let whole = Affine::asymmetric(low, high, self.dtype);
-        let narrow = self.least_squares(low, high, divisors);
         let first = self.noise_with(exact, divisors, &weights, &whole);
+        if range == Range::Whole {
+            return first;
+        }
+        let narrow = self.least_squares(low, high, divisors);
         if narrow == whole { first } else { first.min(self.noise_with(exact, divisors, &weights, &narrow)) }
     }
 
@@ -248,4 +318,95 @@ pub(super) fn product(left: &[f32], right: &[f32], depth: usize, columns: usize)
         }
     });
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows whose channel 1 is far greater than the others, and weights of two products.
+    fn outlier(rows: usize, depth: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) {
+        let wave = |index: usize| (index as f32 * 0.7).sin();
+        let x: Vec<f32> =
+            (0..rows * depth).map(|at| wave(at) * if at % depth == 1 { 40.0 } else { 1.0 }).collect();
+        let low: Vec<f32> = (0..depth).map(|c| if c == 1 { -40.0 } else { -1.0 }).collect();
+        let high: Vec<f32> = low.iter().map(|low| -low).collect();
+        let weights = (0..depth * 5).map(|at| wave(at * 3 + 1)).collect();
+        (x, low, high, weights)
+    }
+
+    #[test]
+    fn an_outlier_is_worth_smoothing_and_copies() {
+        let (rows, low, high, weights) = outlier(40, 12);
+        let problem = Problem {
+            rows: &rows,
+            low: &low,
+            high: &high,
+            weights,
+            widths: vec![2, 3],
+            dtype: DType::U8,
+            per_channel: true,
+        };
+        let search = Search::new(problem);
+        let untouched = search.untouched();
+        let smoothed = search.best(&[0.3, 0.6, 0.9], &[1; 12]).unwrap();
+        assert!(smoothed.decibels() > untouched.decibels() + 3.0, "{smoothed:?} {}", untouched.decibels());
+        let copies = search.copies(8).unwrap();
+        assert_eq!((copies[1], copies.iter().sum::<u32>()), (9, 20));
+        let split = search.best(&[0.3, 0.6, 0.9], &copies).unwrap();
+        assert!(split.decibels() > smoothed.decibels() + 0.5, "{split:?} {}", smoothed.decibels());
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_nothing() {
+        let (rows, low, high, weights) = outlier(100, 12);
+        let search = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (weights, widths) = (weights.clone(), vec![2, 3]);
+                let (dtype, per_channel) = (DType::U8, false);
+                let (rows, low, high) = (&rows, &low, &high);
+                let problem = Problem { rows, low, high, weights, widths, dtype, per_channel };
+                Search::new(problem).best(&[0.3, 0.6, 0.9], &[1; 12])
+            })
+        };
+        assert_eq!(search(1), search(3));
+    }
+
+    #[test]
+    fn channels_alike_get_no_copies_and_dead_ones_do_no_harm() {
+        let rows: Vec<f32> = (0..160).map(|at| if at % 4 == 0 { 0.0 } else { (at as f32).cos() }).collect();
+        let (low, high) = ([0.0, -1.0, -1.0, -1.0], [0.0, 1.0, 1.0, 1.0]);
+        let weights = vec![0.5, 1.0, 0.0, -0.25];
+        let problem = Problem {
+            rows: &rows,
+            low: &low,
+            high: &high,
+            weights,
+            widths: vec![1],
+            dtype: DType::I8,
+            per_channel: false,
+        };
+        assert!(problem.divisors(0.5, &[1; 4]).iter().all(|divisor| divisor.is_normal()));
+        let search = Search::new(problem);
+        assert_eq!(search.copies(8), None);
+        assert!(search.best(&[0.5], &[1; 4]).unwrap().decibels() > 20.0);
+        assert_eq!(search.best(&[], &[1; 4]), None);
+    }
+
+    #[test]
+    fn products_are_those_of_plain_loops() {
+        for (rows, depth, columns) in [(1, 1, 1), (17, 7, 300), (33, 12, 5)] {
+            let left: Vec<f32> = (0..rows * depth).map(|at| (at % 13) as f32 - 6.0).collect();
+            let right: Vec<f32> = (0..depth * columns).map(|at| (at % 7) as f32 - 3.0).collect();
+            let found = product(&left, &right, depth, columns);
+            for (at, found) in found.iter().enumerate() {
+                let (row, column) = (at / columns, at % columns);
+                let exact: f32 =
+                    (0..depth).map(|k| left[row * depth + k] * right[k * columns + column]).sum();
+                assert_eq!(*found, exact, "{rows} {depth} {columns} at {at}");
+            }
+        }
+        assert!(product(&[], &[], 0, 4).is_empty());
+    }
 }
