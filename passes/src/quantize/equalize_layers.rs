@@ -99,7 +99,9 @@ impl Pass for EqualizeLayers {
     fn promises(&self) -> Promises {
         // A deep network adds up the rounding of every layer.
         let numerics = if self.absorb_bias { Numerics::Lossy } else { Numerics::Within(1e-3) };
-        Promises { numerics, interface: Interface::Kept, topology: Topology::Kept }
+        // A layer without a bias may get one.
+        let topology = if self.absorb_bias { Topology::Changed } else { Topology::Kept };
+        Promises { numerics, interface: Interface::Kept, topology }
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {

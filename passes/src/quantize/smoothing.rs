@@ -166,9 +166,19 @@ impl Problem<'_> {
         self.widths.iter().sum()
     }
 
-    /// Greatest magnitude of every channel.
+    /// Greatest magnitude of every channel. Where one side of zero is much shorter than the other, as a
+    /// GELU's negative one is, it counts more: channels that are hardly ever active would otherwise be
+    /// divided by so little that the short side takes up half of the integers.
     fn maxima(&self) -> Vec<f32> {
-        self.low.iter().zip(self.high).map(|(low, high)| low.abs().max(high.abs())).collect()
+        /// A side so many times shorter than the other is short.
+        const SHORT: f32 = 4.0;
+        /// What it counts.
+        const MORE: f32 = 8.0;
+        let below = self.low.iter().fold(0f32, |below, low| below.max(-low));
+        let above = self.high.iter().fold(0f32, |above, high| above.max(*high));
+        let weight = |side: f32, other: f32| if side * SHORT < other { MORE } else { 1.0 };
+        let (down, up) = (weight(below, above), weight(above, below));
+        self.low.iter().zip(self.high).map(|(low, high)| (-low * down).max(high * up).max(0.0)).collect()
     }
 
     /// max|X|^alpha / max|W / copies|^(1 - alpha) of every channel, with 1 in their middle. Channels that
@@ -355,6 +365,18 @@ mod tests {
         assert_eq!((copies[1], copies.iter().sum::<u32>()), (9, 20));
         let split = search.best(&[0.3, 0.6, 0.9], &copies).unwrap();
         assert!(split.decibels() > smoothed.decibels() + 0.5, "{split:?} {}", smoothed.decibels());
+    }
+
+    #[test]
+    fn the_short_side_of_zero_counts_more() {
+        let (low, high) = ([-0.2, -0.1, 0.0], [0.0, 10.0, 3.0]);
+        let (weights, widths) = (vec![1.0; 3], vec![1]);
+        let rows = &[];
+        let problem =
+            Problem { rows, low: &low, high: &high, weights, widths, dtype: DType::U8, per_channel: true };
+        assert_eq!(problem.maxima(), [1.6, 10.0, 3.0]);
+        let even = Problem { high: &[1.0, 0.5, 0.0], low: &[-0.5, -1.0, 0.0], ..problem };
+        assert_eq!(even.maxima(), [1.0, 1.0, 0.0]);
     }
 
     #[test]
