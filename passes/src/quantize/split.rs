@@ -95,7 +95,7 @@ pub(super) fn trace(
             }
         };
         match node.op_type.as_str() {
-            "MatMul" => widening.edits.push(layer(1, 1)?),
+            "MatMul" if sizes(1)?.2.len() == 2 => widening.edits.push(layer(1, 1)?),
             "Gemm" => {
                 widening.edits.push(layer(1, usize::from(node.int("transB").unwrap_or(0) == 0))?);
                 if node.input(2).is_some() {
@@ -132,7 +132,7 @@ pub(super) fn trace(
     }
     for &inner in &widening.values {
         let foreign = model.value(inner).uses().iter().any(|used| match *used {
-            Use::Node(node, _) if inner == value => !readers.contains(&node) && !region.contains(&node),
+            Use::Node(node, 0) if inner == value && readers.contains(&node) => false,
             Use::Node(node, _) => !region.contains(&node),
             Use::Output(..) => true,
         });
