@@ -40,19 +40,19 @@ use super::split::{self, Widening};
 ///
 /// ```text
 /// <ir_version: 8, opset_import: ["" : 18]>
-/// layers (float[N, 2] x) => (float[N, 2] y)
-/// <float[2, 2] w1 = {1, 0, 0, 64}, float[2, 2] w2 = {1, 0.5, 0.25, 1}>
+/// layers (float[N, 1] x) => (float[N, 2] y)
+/// <float[2] c = {1, 64}, float[2, 2] w = {1, 0.5, 0.015625, 0.0078125}>
 /// {
-///     h = MatMul (x, w1)
-///     y = MatMul (h, w2)
+///     h = Mul (x, c)
+///     y = MatMul (h, w)
 /// }
 /// ---
 /// <ir_version: 8, opset_import: ["" : 18]>
-/// layers (float[N, 2] x) => (float[N, 2] y)
-/// <float[2, 2] w1_divided = {1, 0, 0, 64}, float[2, 2] w2_smoothed = {1, 0.5, 0.25, 1}>
+/// layers (float[N, 1] x) => (float[N, 2] y)
+/// <float[2] c_divided = {64, 64}, float[2, 2] w_smoothed = {0.015625, 0.0078125, 0.015625, 0.0078125}>
 /// {
-///     h_divided = MatMul (x, w1_divided)
-///     y = MatMul (h_divided, w2_smoothed)
+///     h_divided = Mul (x, c_divided)
+///     y = MatMul (h_divided, w_smoothed)
 /// }
 /// ```
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -93,6 +93,9 @@ impl Default for SmoothActivations {
         }
     }
 }
+
+/// Columns of each product that errors are measured on, about.
+const COLUMNS: usize = 128;
 
 impl Named for SmoothActivations {
     const NAME: &'static str = "smooth-activations";
@@ -257,22 +260,33 @@ impl SmoothActivations {
             let columns = tensor.shape()[1 - member.depth_axis];
             matrices.push((floats, columns, member.depth_axis));
         }
-        let total = matrices.iter().map(|(_, columns, _)| columns).sum::<usize>();
-        let mut weights = Vec::with_capacity(group.channels.saturating_mul(total));
+        // Errors of columns are alike: some tell what all would.
+        let taken = |columns: usize| (0..columns).step_by(columns.div_ceil(COLUMNS).max(1));
+        let (mut weights, mut peaks, mut norms) = (Vec::new(), Vec::new(), Vec::new());
         for row in 0..group.channels {
+            let (mut peak, mut square) = (0f32, 0f64);
             for (floats, columns, depth_axis) in &matrices {
-                match depth_axis {
-                    0 => weights.extend_from_slice(&floats[row * columns..(row + 1) * columns]),
-                    _ => weights.extend((0..*columns).map(|column| floats[column * group.channels + row])),
+                let weight = |column: usize| match depth_axis {
+                    0 => floats[row * columns + column],
+                    _ => floats[column * group.channels + row],
+                };
+                for column in 0..*columns {
+                    peak = peak.max(weight(column).abs());
+                    square += f64::from(weight(column)).powi(2);
                 }
+                weights.extend(taken(*columns).map(weight));
             }
+            peaks.push(peak);
+            norms.push(square.sqrt() as f32);
         }
         let problem = Problem {
             rows: rows.rows(),
             low: &channels.low,
             high: &channels.high,
             weights,
-            widths: matrices.iter().map(|(_, columns, _)| *columns).collect(),
+            peaks,
+            norms,
+            widths: matrices.iter().map(|(_, columns, _)| taken(*columns).count()).collect(),
             dtype: match self.activation_type {
                 ActivationType::Uint8 => DType::U8,
                 ActivationType::Int8 => DType::I8,

@@ -27,9 +27,13 @@ pub(super) struct Problem<'a> {
     pub(super) low: &'a [f32],
     /// Greatest element of each channel.
     pub(super) high: &'a [f32],
-    /// Weights of all products side by side, `[depth, columns]`.
+    /// A sample of the columns of all products' weights side by side, `[depth, columns]`.
     pub(super) weights: Vec<f32>,
-    /// Columns of each product.
+    /// Greatest magnitude of the weights of each channel, over all columns.
+    pub(super) peaks: Vec<f32>,
+    /// Root of the sum of their squares.
+    pub(super) norms: Vec<f32>,
+    /// Columns of each product in the sample.
     pub(super) widths: Vec<usize>,
     /// Type of the activation's integers.
     pub(super) dtype: DType,
@@ -121,10 +125,8 @@ impl<'a> Search<'a> {
         const STEP: usize = 8;
         /// What stands out, times the middle channel.
         const OUT: f32 = 4.0;
-        let weight: Vec<f32> = (self.problem.weights.chunks_exact(self.problem.columns()))
-            .map(|row| row.iter().map(|w| w * w).sum::<f32>().sqrt())
-            .collect();
-        let share: Vec<f32> = self.problem.maxima().iter().zip(&weight).map(|(x, w)| x * w).collect();
+        let share: Vec<f32> =
+            self.problem.maxima().iter().zip(&self.problem.norms).map(|(x, w)| x * w).collect();
         let middle = middle(&share)?;
         let mut copies = vec![1u32; share.len()];
         for _ in 0..most / STEP {
@@ -148,6 +150,12 @@ impl<'a> Search<'a> {
         let noise = self.problem.noise(&self.exact, &divisors, &copies, range);
         Found { alpha, divisors, copies, noise }
     }
+}
+
+/// A positive number with eight binary places behind its first: the last bit of a power depends on the
+/// machine, a file should not.
+fn rounded(number: f32) -> f32 {
+    f32::from_bits((number.to_bits() + (1 << 14)) & !0x7fff)
 }
 
 /// The middle one of the positive numbers.
@@ -184,16 +192,14 @@ impl Problem<'_> {
     /// max|X|^alpha / max|W / copies|^(1 - alpha) of every channel, with 1 in their middle. Channels that
     /// are always zero, on either side, have the middle one's.
     fn divisors(&self, alpha: f32, copies: &[u32]) -> Vec<f32> {
-        let rows = self.weights.chunks_exact(self.columns()).zip(copies);
-        let weights = rows
-            .map(|(row, copies)| row.iter().fold(0f32, |max, weight| max.max(weight.abs())) / *copies as f32);
+        let weights = self.peaks.iter().zip(copies).map(|(peak, copies)| peak / *copies as f32);
         let mut divisors: Vec<f32> = (self.maxima().iter().zip(weights))
             .map(|(activation, weight)| activation.powf(alpha) / weight.powf(1.0 - alpha))
             .collect();
         let middle = middle(&divisors).unwrap_or(1.0);
         for divisor in &mut divisors {
             let relative = *divisor / middle;
-            *divisor = if relative.is_normal() { relative.clamp(1.0 / MOST, MOST) } else { 1.0 };
+            *divisor = if relative.is_normal() { rounded(relative.clamp(1.0 / MOST, MOST)) } else { 1.0 };
         }
         divisors
     }
@@ -334,6 +340,13 @@ pub(super) fn product(left: &[f32], right: &[f32], depth: usize, columns: usize)
 mod tests {
     use super::*;
 
+    /// Greatest magnitude and norm of every row.
+    fn rows_of(weights: &[f32], depth: usize) -> (Vec<f32>, Vec<f32>) {
+        let rows = || weights.chunks_exact(weights.len() / depth);
+        let peaks = rows().map(|row| row.iter().fold(0f32, |max, w| max.max(w.abs()))).collect();
+        (peaks, rows().map(|row| row.iter().map(|w| w * w).sum::<f32>().sqrt()).collect())
+    }
+
     /// Rows whose channel 1 is far greater than the others, and weights of two products.
     fn outlier(rows: usize, depth: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) {
         let wave = |index: usize| (index as f32 * 0.7).sin();
@@ -348,11 +361,14 @@ mod tests {
     #[test]
     fn an_outlier_is_worth_smoothing_and_copies() {
         let (rows, low, high, weights) = outlier(40, 12);
+        let (peaks, norms) = rows_of(&weights, 12);
         let problem = Problem {
             rows: &rows,
             low: &low,
             high: &high,
             weights,
+            peaks,
+            norms,
             widths: vec![2, 3],
             dtype: DType::U8,
             per_channel: true,
@@ -370,10 +386,17 @@ mod tests {
     #[test]
     fn the_short_side_of_zero_counts_more() {
         let (low, high) = ([-0.2, -0.1, 0.0], [0.0, 10.0, 3.0]);
-        let (weights, widths) = (vec![1.0; 3], vec![1]);
-        let rows = &[];
-        let problem =
-            Problem { rows, low: &low, high: &high, weights, widths, dtype: DType::U8, per_channel: true };
+        let problem = Problem {
+            rows: &[],
+            low: &low,
+            high: &high,
+            weights: vec![1.0; 3],
+            peaks: vec![1.0; 3],
+            norms: vec![1.0; 3],
+            widths: vec![1],
+            dtype: DType::U8,
+            per_channel: true,
+        };
         assert_eq!(problem.maxima(), [1.6, 10.0, 3.0]);
         let even = Problem { high: &[1.0, 0.5, 0.0], low: &[-0.5, -1.0, 0.0], ..problem };
         assert_eq!(even.maxima(), [1.0, 1.0, 0.0]);
@@ -385,10 +408,18 @@ mod tests {
         let search = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {
-                let (weights, widths) = (weights.clone(), vec![2, 3]);
-                let (dtype, per_channel) = (DType::U8, false);
-                let (rows, low, high) = (&rows, &low, &high);
-                let problem = Problem { rows, low, high, weights, widths, dtype, per_channel };
+                let (peaks, norms) = rows_of(&weights, 12);
+                let problem = Problem {
+                    rows: &rows,
+                    low: &low,
+                    high: &high,
+                    weights: weights.clone(),
+                    peaks,
+                    norms,
+                    widths: vec![2, 3],
+                    dtype: DType::U8,
+                    per_channel: false,
+                };
                 Search::new(problem).best(&[0.3, 0.6, 0.9], &[1; 12])
             })
         };
@@ -400,11 +431,14 @@ mod tests {
         let rows: Vec<f32> = (0..160).map(|at| if at % 4 == 0 { 0.0 } else { (at as f32).cos() }).collect();
         let (low, high) = ([0.0, -1.0, -1.0, -1.0], [0.0, 1.0, 1.0, 1.0]);
         let weights = vec![0.5, 1.0, 0.0, -0.25];
+        let (peaks, norms) = rows_of(&weights, 4);
         let problem = Problem {
             rows: &rows,
             low: &low,
             high: &high,
             weights,
+            peaks,
+            norms,
             widths: vec![1],
             dtype: DType::I8,
             per_channel: false,
