@@ -18,6 +18,8 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<clean::EliminateDead>(),
     PassSpec::of::<clean::MergeInitializers>(),
     PassSpec::of::<clean::ConvertOpset>(),
+    PassSpec::of::<quantize::EqualizeLayers>(),
+    PassSpec::of::<quantize::SmoothActivations>(),
     PassSpec::of::<quantize::QuantizeStatic>(),
     PassSpec::of::<quantize::QuantizeDynamic>(),
     PassSpec::of::<quantize::CompressWeights>(),

@@ -19,6 +19,7 @@ mod program;
 mod quantize;
 mod random;
 mod recipes;
+mod recovery;
 mod reproducer;
 mod roundtrip;
 mod schema;
