@@ -3,16 +3,15 @@
 pub mod affine;
 mod calibrate;
 pub mod certificate;
+mod chains;
 mod compress_weights;
 mod cut;
 mod decided;
-mod embedding;
-mod faster;
-mod measure;
-mod chains;
 mod divide;
 mod embedding;
 mod equalize_layers;
+mod faster;
+mod measure;
 pub mod observer;
 mod pairs;
 pub mod placement;
@@ -21,15 +20,14 @@ mod quantize_static;
 mod reservoir;
 mod rewrite;
 mod sensitivity;
+mod smooth_activations;
+mod smoothing;
+mod split;
 mod weights;
 
 pub use calibrate::RangeObserver;
 pub use certificate::CertifyOverflow;
 pub use compress_weights::CompressWeights;
-mod smooth_activations;
-mod smoothing;
-mod split;
-
 pub use equalize_layers::{EqualizeLayers, EqualizeMode};
 pub use quantize_dynamic::QuantizeDynamic;
 pub use quantize_static::{ActivationType, QuantizeStatic, Saturation};
