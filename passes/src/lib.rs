@@ -5,6 +5,8 @@
 //! docs/adding-a-pass.md walks through it.
 
 pub mod clean;
+mod names;
+pub mod precision;
 pub mod quantize;
 
 use optix_pipeline::PassSpec;
@@ -20,4 +22,5 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<clean::ConvertOpset>(),
     PassSpec::of::<quantize::QuantizeStatic>(),
     PassSpec::of::<quantize::QuantizeDynamic>(),
+    PassSpec::of::<precision::ConvertPrecision>(),
 ];
