@@ -14,6 +14,7 @@ mod models;
 mod mutations;
 mod numbers;
 mod numerics;
+mod precision;
 mod program;
 mod random;
 mod recipes;

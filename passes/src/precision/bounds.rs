@@ -51,7 +51,8 @@ impl Interval {
 
     /// All results of an operation that is monotone in each operand; what is not a number is no bound.
     fn corners(self, other: Interval, apply: impl Fn(f64, f64) -> f64) -> Interval {
-        let all = [(self.low, other.low), (self.low, other.high), (self.high, other.low), (self.high, other.high)];
+        let all =
+            [(self.low, other.low), (self.low, other.high), (self.high, other.low), (self.high, other.high)];
         let results = all.map(|(a, b)| apply(a, b));
         if results.iter().any(|result| result.is_nan()) {
             return Interval::ALL;
@@ -101,7 +102,8 @@ impl Bounds {
         for value in flow.constants() {
             if let Some(rounded) = weights.get(value) {
                 let interval = Interval::new(rounded.range.0.into(), rounded.range.1.into());
-                bounds.intervals[value.index()] = Interval { huge: rounded.over > 0 && !rounded.clamped, ..interval };
+                bounds.intervals[value.index()] =
+                    Interval { huge: rounded.over > 0 && !rounded.clamped, ..interval };
             }
         }
         for id in model.walk() {
@@ -119,7 +121,9 @@ impl Bounds {
         let wanted: Vec<ValueId> = flow
             .sources
             .iter()
-            .filter(|(value, source)| **source != Source::Constant && model.value(**value).graph() == model.main())
+            .filter(|(value, source)| {
+                **source != Source::Constant && model.value(**value).graph() == model.main()
+            })
             .map(|(&value, _)| value)
             .collect();
         let mut seen: BTreeMap<ValueId, Seen> = BTreeMap::new();
@@ -136,7 +140,10 @@ impl Bounds {
         for (value, seen) in &seen {
             if seen.non_finite > 0 {
                 let name = model.value(*value).name();
-                cx.warn(format!("`{name}`: {} values were NaN or infinite before anything was converted", seen.non_finite));
+                cx.warn(format!(
+                    "`{name}`: {} values were NaN or infinite before anything was converted",
+                    seen.non_finite
+                ));
             }
         }
         self.seen = seen;
@@ -181,7 +188,10 @@ impl Bounds {
                     return Some(format!("`{name}` reaches {:.4e} and {low} ends at {ends}", seen.greatest));
                 }
                 Some(seen) if seen.greatest > 0.0 && seen.greatest < least * 1024.0 => {
-                    return Some(format!("`{name}` is at most {:.1e}, beneath the precision of {low}", seen.greatest));
+                    return Some(format!(
+                        "`{name}` is at most {:.1e}, beneath the precision of {low}",
+                        seen.greatest
+                    ));
                 }
                 Some(_) => {}
                 None if interval.huge => {
@@ -197,7 +207,10 @@ impl Bounds {
             let interval = self.intervals[value.index()];
             if constant(model, value).is_none() && interval.low > 0.0 && interval.low < least {
                 let name = model.value(value).name();
-                return Some(format!("`{name}` may be as small as {:.1e}, which is zero in {low}", interval.low));
+                return Some(format!(
+                    "`{name}` may be as small as {:.1e}, which is zero in {low}",
+                    interval.low
+                ));
             }
         }
         if self.angles[id.index()] {
@@ -253,15 +266,18 @@ impl Bounds {
         let depth_or_one = depth.unwrap_or(1.0);
         match risk {
             Risk::Sum => deep("elements").or_else(|| overflow(depth_or_one * magnitude, "its sum")),
-            Risk::SquareSum => {
-                deep("elements").or_else(|| overflow(depth_or_one * magnitude * magnitude, "its sum of squares"))
-            }
+            Risk::SquareSum => deep("elements")
+                .or_else(|| overflow(depth_or_one * magnitude * magnitude, "its sum of squares")),
             Risk::Square => overflow(magnitude * magnitude, "its square"),
             Risk::Exponential => overflow(magnitude.exp(), "its exponential"),
             Risk::Softmax => deep("elements"),
             Risk::Steep => Some(format!("{} makes large errors of small ones", node.op_type)),
-            Risk::Angle => (magnitude > GREATEST_ANGLE).then(|| format!("{low} loses angles beyond {GREATEST_ANGLE}")),
-            Risk::Order => Some(format!("{} may choose otherwise among numbers that rounding makes equal", node.op_type)),
+            Risk::Angle => {
+                (magnitude > GREATEST_ANGLE).then(|| format!("{low} loses angles beyond {GREATEST_ANGLE}"))
+            }
+            Risk::Order => {
+                Some(format!("{} may choose otherwise among numbers that rounding makes equal", node.op_type))
+            }
         }
     }
 
@@ -289,13 +305,19 @@ impl Bounds {
             "Exp" => Interval::new(at(0).low.exp(), at(0).high.exp()),
             "Neg" => Interval::new(-at(0).high, -at(0).low),
             "Abs" => {
-                let least = if at(0).low <= 0.0 && at(0).high >= 0.0 { 0.0 } else { at(0).low.abs().min(at(0).high.abs()) };
+                let least = if at(0).low <= 0.0 && at(0).high >= 0.0 {
+                    0.0
+                } else {
+                    at(0).low.abs().min(at(0).high.abs())
+                };
                 Interval::new(least, at(0).magnitude())
             }
             "Clip" => {
                 let limit = |name: &str, slot: usize, none: f64| match (node.float(name), node.input(slot)) {
                     (Some(limit), _) => f64::from(limit),
-                    (None, Some(limit)) => constant(model, limit).and_then(|limit| limit.single()).unwrap_or(none),
+                    (None, Some(limit)) => {
+                        constant(model, limit).and_then(|limit| limit.single()).unwrap_or(none)
+                    }
                     (None, None) => none,
                 };
                 let (low, high) = (limit("min", 1, f64::NEG_INFINITY), limit("max", 2, f64::INFINITY));
@@ -325,7 +347,8 @@ impl Bounds {
                     "ReduceL1" => Interval::new(0.0, at(0).magnitude()),
                     _ => square(at(0)),
                 };
-                let times = |bound: f64| if bound == 0.0 { 0.0 } else { bound * depth.unwrap_or(f64::INFINITY) };
+                let times =
+                    |bound: f64| if bound == 0.0 { 0.0 } else { bound * depth.unwrap_or(f64::INFINITY) };
                 let sum = Interval::new(times(one.low).min(one.low), times(one.high).max(one.high));
                 match node.op_type.as_str() {
                     "ReduceL2" => Interval::new(sum.low.max(0.0).sqrt(), sum.high.sqrt()),
@@ -347,7 +370,8 @@ impl Bounds {
                 Interval::new(value, value)
             }
             "Pad" => all().union(Interval::new(0.0, 0.0)),
-            "Gather" | "GatherElements" | "GatherND" | "Expand" | "Tile" | "Slice" | "Reshape" | "Compress" => at(0),
+            "Gather" | "GatherElements" | "GatherND" | "Expand" | "Tile" | "Slice" | "Reshape"
+            | "Compress" => at(0),
             _ if operators::kind(&node.op_type) == Kind::Moves && !floats.is_empty() => all(),
             _ => Interval::ALL,
         };
@@ -364,8 +388,12 @@ impl Bounds {
             // A divisor beyond the range makes small numbers.
             "Div" | "Pow" => inputs.first().is_some_and(|input| input.huge),
             "Reciprocal" | "Log" | "LogSoftmax" => false,
-            "LayerNormalization" | "RMSNormalization" | "InstanceNormalization" | "GroupNormalization"
-            | "MeanVarianceNormalization" | "LpNormalization" => false,
+            "LayerNormalization"
+            | "RMSNormalization"
+            | "InstanceNormalization"
+            | "GroupNormalization"
+            | "MeanVarianceNormalization"
+            | "LpNormalization" => false,
             "ConstantOfShape" => true,
             _ => inputs.iter().any(|input| input.huge),
         };
@@ -396,7 +424,10 @@ fn product(model: &Model, node: &Node, input: Interval) -> Interval {
         let columns = *tensor.shape().last()?;
         let greatest = if by_rows {
             let row = floats.len().checked_div(rows)?.max(1);
-            floats.chunks(row).map(|row| row.iter().map(|w| f64::from(w.abs())).sum::<f64>()).fold(0.0, f64::max)
+            floats
+                .chunks(row)
+                .map(|row| row.iter().map(|w| f64::from(w.abs())).sum::<f64>())
+                .fold(0.0, f64::max)
         } else {
             if tensor.rank() > 2 {
                 return None;
@@ -408,7 +439,9 @@ fn product(model: &Model, node: &Node, input: Interval) -> Interval {
             sums.into_iter().fold(0.0, f64::max)
         };
         let bias = match node.input(2) {
-            Some(bias) => constant(model, bias)?.to_f64s().ok()?.into_iter().map(f64::abs).fold(0.0, f64::max),
+            Some(bias) => {
+                constant(model, bias)?.to_f64s().ok()?.into_iter().map(f64::abs).fold(0.0, f64::max)
+            }
             None => 0.0,
         };
         let scale = |name: &str| f64::from(node.float(name).unwrap_or(1.0)).abs();
@@ -431,7 +464,11 @@ fn angles(model: &Model) -> Vec<bool> {
         let passes = operators::kind(&node.op_type) == Kind::Moves
             || matches!(node.op_type.as_str(), "Mul" | "Add" | "Sub" | "Div" | "MatMul" | "Einsum");
         let saturates = matches!(node.op_type.as_str(), "Sin" | "Cos");
-        if !passes || saturates || node.subgraphs().next().is_some() || std::mem::replace(&mut angles[id.index()], true) {
+        if !passes
+            || saturates
+            || node.subgraphs().next().is_some()
+            || std::mem::replace(&mut angles[id.index()], true)
+        {
             continue;
         }
         pending.extend(node.inputs().iter().flatten().copied().filter(|&input| is_float(model, input)));
@@ -449,8 +486,8 @@ impl Seen {
         let (mut min, mut max, mut finite) = (f32::INFINITY, f32::NEG_INFINITY, true);
         for &x in elements.iter() {
             finite &= x.is_finite();
-            min = min.min(x);
-            max = max.max(x);
+            min = if x < min { x } else { min };
+            max = if x > max { x } else { max };
         }
         if !finite {
             (min, max) = (f32::INFINITY, f32::NEG_INFINITY);

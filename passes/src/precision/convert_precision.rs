@@ -67,12 +67,12 @@ impl FloatType {
 /// model (float[N, 2] x) => (float[N, 2] y)
 /// <float16[2, 2] w = {1, 0.5, -0.25, 3}, float[2] b = {0.1, 70000}>
 /// {
-///     [x_float16_Cast] x_float16 = Cast <to = 10> (x)
-///     a = MatMul (x_float16, w)
+///     x_f16 = Cast <to = 10> (x)
+///     a = MatMul (x_f16, w)
 ///     c = Relu (a)
 ///     d = MatMul (c, w)
-///     [d_float_Cast] d_float = Cast <to = 1> (d)
-///     [bias] y = Add (d_float, b)
+///     d_f32 = Cast <to = 1> (d)
+///     [bias] y = Add (d_f32, b)
 /// }
 /// ```
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -145,7 +145,10 @@ impl ConvertPrecision {
         check_operators(model, "include-operators", &self.include_operators)?;
         check_operators(model, "exclude-operators", &self.exclude_operators)?;
         if !self.headroom.is_finite() || self.headroom < 1.0 {
-            return Err(PassError::Options(format!("`headroom` is {}: it must be at least 1", self.headroom)));
+            return Err(PassError::Options(format!(
+                "`headroom` is {}: it must be at least 1",
+                self.headroom
+            )));
         }
         if !self.min_sqnr_db.is_finite() {
             return Err(PassError::Options("`min-sqnr-db` must be a number".to_owned()));
@@ -187,7 +190,8 @@ impl Pass for ConvertPrecision {
             cx.count("calibration samples", samples);
         }
         let original = model.clone();
-        let problem = Problem { model: &original, flow: &flow, weights: &weights, bounds: &bounds, options: self };
+        let problem =
+            Problem { model: &original, flow: &flow, weights: &weights, bounds: &bounds, options: self };
         let mut kept: BTreeMap<NodeId, (Level, String)> = BTreeMap::new();
         if with_data {
             kept = search::search(&problem, cx)?;
@@ -195,8 +199,10 @@ impl Pass for ConvertPrecision {
         let mut plan = problem.solve(&kept);
         // One edit a node, so that a run that stops after so many of them stops between nodes.
         let mut refused = false;
-        for id in plan.converted(&flow) {
-            if !cx.may_edit("convert-node") {
+        let converted = plan.converted(&flow).into_iter().map(|id| (id, "convert-node"));
+        let stored = plan.stored(&problem).into_iter().map(|id| (id, "store-weights"));
+        for (id, label) in converted.chain(stored) {
+            if !cx.may_edit(label) {
                 refused = true;
                 kept.insert(id, (Level::Whole, "stopped before it".to_owned()));
             }

@@ -39,8 +39,12 @@ pub(super) enum Must {
 impl Network {
     /// A network of units numbered from 0.
     pub(super) fn new(units: &[Must]) -> Network {
-        let mut network =
-            Network { first: vec![NONE; units.len() + 2], next: Vec::new(), to: Vec::new(), left: Vec::new() };
+        let mut network = Network {
+            first: vec![NONE; units.len() + 2],
+            next: Vec::new(),
+            to: Vec::new(),
+            left: Vec::new(),
+        };
         for (unit, must) in units.iter().enumerate() {
             match must {
                 Must::Float => network.edge(FLOAT, unit + 2, NEVER),
@@ -168,10 +172,9 @@ mod tests {
     /// The cost of a choice, counted as the module says.
     fn casts(low: &[bool], values: &[(Option<usize>, Vec<Option<usize>>)]) -> u64 {
         let is_low = |unit: Option<usize>| unit.is_some_and(|unit| low[unit]);
-        let differs =
-            |(producer, readers): &&(Option<usize>, Vec<Option<usize>>)| {
-                readers.iter().any(|&reader| is_low(reader) != is_low(*producer))
-            };
+        let differs = |(producer, readers): &&(Option<usize>, Vec<Option<usize>>)| {
+            readers.iter().any(|&reader| is_low(reader) != is_low(*producer))
+        };
         values.iter().filter(differs).count() as u64
     }
 
@@ -184,8 +187,9 @@ mod tests {
         };
         for _ in 0..300 {
             let count = 2 + draw(8) as usize;
-            let musts: Vec<Must> =
-                (0..count).map(|_| [Must::Float, Must::Low, Must::Either, Must::Either][draw(4) as usize]).collect();
+            let musts: Vec<Must> = (0..count)
+                .map(|_| [Must::Float, Must::Low, Must::Either, Must::Either][draw(4) as usize])
+                .collect();
             let any = |draw: &mut dyn FnMut(u64) -> u64| (draw(6) > 0).then(|| draw(count as u64) as usize);
             let values: Vec<(Option<usize>, Vec<Option<usize>>)> = (0..draw(10))
                 .map(|_| (any(&mut draw), (0..1 + draw(4)).map(|_| any(&mut draw)).collect()))

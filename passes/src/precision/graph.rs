@@ -70,7 +70,8 @@ impl Flow {
     /// Reads a model whose types are inferred. `keep_io`: inputs and outputs stay float32.
     pub(super) fn of(model: &Model, keep_io: bool) -> Flow {
         let mut flow = Flow::default();
-        let functions: Vec<GraphId> = model.functions.iter().map(|function: &Function| function.graph).collect();
+        let functions: Vec<GraphId> =
+            model.functions.iter().map(|function: &Function| function.graph).collect();
         let in_function = |graph: GraphId| functions.iter().any(|&body| model.is_within(graph, body));
         let mut graphs = BTreeMap::new();
         for value in model.values().filter(|&value| is_float(model, value)) {
@@ -157,7 +158,12 @@ impl Flow {
         match (node.op_type.as_str(), bodies.as_slice()) {
             ("If", [_, _]) => {
                 for output in 0..node.outputs().len() {
-                    ties.push(Parts { slot: None, body_input: None, body_output: Some(output), output: Some(output) });
+                    ties.push(Parts {
+                        slot: None,
+                        body_input: None,
+                        body_output: Some(output),
+                        output: Some(output),
+                    });
                 }
             }
             ("Loop", [_]) => {
@@ -178,10 +184,20 @@ impl Flow {
                 let states = node.inputs().len() - scanned.ok_or("its `num_scan_inputs` is wrong")?;
                 for index in 0..node.inputs().len() {
                     let is_state = (index < states).then_some(index);
-                    ties.push(Parts { slot: Some(index), body_input: Some(index), body_output: is_state, output: is_state });
+                    ties.push(Parts {
+                        slot: Some(index),
+                        body_input: Some(index),
+                        body_output: is_state,
+                        output: is_state,
+                    });
                 }
                 for index in states..node.outputs().len() {
-                    ties.push(Parts { slot: None, body_input: None, body_output: Some(index), output: Some(index) });
+                    ties.push(Parts {
+                        slot: None,
+                        body_input: None,
+                        body_output: Some(index),
+                        output: Some(index),
+                    });
                 }
             }
             _ => return Err(format!("the subgraphs of {} are not followed", node.op_type)),
@@ -196,7 +212,10 @@ impl Flow {
             let own = [tie.slot.map(|slot| node.input(slot)), tie.output.map(|output| node.output(output))];
             // An output that nobody names has no type and no say.
             let own = own.into_iter().flatten().filter(Option::is_some);
-            if !body_values.chain(own).all(|value| value.is_some_and(|value| self.sources.contains_key(&value))) {
+            if !body_values
+                .chain(own)
+                .all(|value| value.is_some_and(|value| self.sources.contains_key(&value)))
+            {
                 continue;
             }
             let unit = self.unit(Unit::Tie(id));
@@ -231,11 +250,6 @@ impl Flow {
                 None => self.slots.get(&(node, slot)).copied(),
             },
         }
-    }
-
-    /// The unit of a node.
-    pub(super) fn unit_of(&self, node: NodeId) -> Option<usize> {
-        self.nodes.get(&node).copied()
     }
 
     /// The float32 constants.

@@ -12,7 +12,9 @@ use super::plan::{Fate, Plan, Problem};
 fn bytes(problem: &Problem<'_>, plan: &Plan, id: NodeId) -> (u64, u64) {
     let (mut before, mut after) = (0, 0);
     for value in problem.model.node(id).inputs().iter().flatten() {
-        if let (Some(rounded), Some(Source::Constant)) = (problem.weights.get(*value), problem.flow.sources.get(value)) {
+        if let (Some(rounded), Some(Source::Constant)) =
+            (problem.weights.get(*value), problem.flow.sources.get(value))
+        {
             let small = rounded.tensor.bytes().len() as u64;
             before += 2 * small;
             after += match plan.constant(problem, *value) {
@@ -41,7 +43,13 @@ pub(super) fn record(problem: &Problem<'_>, plan: &Plan, cx: &mut Cx<'_>) {
     for (id, reason) in &problem.flow.left {
         cx.skip(model, *id, reason.clone());
         let (node, op) = node_and_op(model, *id);
-        cx.layer(Layer { node, op, action: "float32".to_owned(), reason: Some(reason.clone()), ..Layer::default() });
+        cx.layer(Layer {
+            node,
+            op,
+            action: "float32".to_owned(),
+            reason: Some(reason.clone()),
+            ..Layer::default()
+        });
     }
     for (unit, what) in problem.flow.units.iter().enumerate() {
         let Unit::Node(id) = *what else { continue };
@@ -50,7 +58,8 @@ pub(super) fn record(problem: &Problem<'_>, plan: &Plan, cx: &mut Cx<'_>) {
         let is_stored = after < before;
         let action = if plan.low[unit] {
             converted += 1;
-            native += u64::from(low == optix_ir::DType::F16 && operators::is_native_half(&model.node(id).op_type));
+            native +=
+                u64::from(low == optix_ir::DType::F16 && operators::is_native_half(&model.node(id).op_type));
             low.name().to_owned()
         } else if is_stored {
             format!("float32, weights {low}")
@@ -66,7 +75,17 @@ pub(super) fn record(problem: &Problem<'_>, plan: &Plan, cx: &mut Cx<'_>) {
         }
         let range = model.node(id).output(0).and_then(|output| problem.bounds.seen(output)?.range);
         let weight_sqnr_db = weight_sqnr(problem, plan, id);
-        cx.layer(Layer { node, op, action, reason, bytes_before: before, bytes_after: after, weight_sqnr_db, range, ..Layer::default() });
+        cx.layer(Layer {
+            node,
+            op,
+            action,
+            reason,
+            bytes_before: before,
+            bytes_after: after,
+            weight_sqnr_db,
+            range,
+            ..Layer::default()
+        });
     }
     cx.count(&format!("nodes in {low}"), converted);
     if low == optix_ir::DType::F16 && converted > 0 {

@@ -70,9 +70,9 @@ const ADMITTED: &[(i64, Option<i64>, &str)] = &[
 ];
 
 static VERSIONS: LazyLock<HashMap<&'static str, (i64, Option<i64>)>> = LazyLock::new(|| {
-    let rows = ADMITTED.iter().flat_map(|&(half, brain, names)| {
-        names.split_whitespace().map(move |name| (name, (half, brain)))
-    });
+    let rows = ADMITTED
+        .iter()
+        .flat_map(|&(half, brain, names)| names.split_whitespace().map(move |name| (name, (half, brain))));
     rows.collect()
 });
 
@@ -84,7 +84,9 @@ pub(super) fn admits(op: &str, opset: i64, low: DType) -> Result<(), String> {
     let from = if low == DType::F16 { Some(half) } else { brain };
     match from {
         Some(from) if opset >= from => Ok(()),
-        Some(from) => Err(format!("{op} takes {low} from operator set {from} on, the model is written in {opset}")),
+        Some(from) => {
+            Err(format!("{op} takes {low} from operator set {from} on, the model is written in {opset}"))
+        }
         None => Err(format!("{op} does not take {low}")),
     }
 }
@@ -164,9 +166,17 @@ pub(super) enum Risk {
 pub(super) fn risk(model: &Model, node: &Node) -> Option<Risk> {
     Some(match node.op_type.as_str() {
         "ReduceMean" | "ReduceSum" | "ReduceL1" | "GlobalAveragePool" | "CumSum" => Risk::Sum,
-        "ReduceL2" | "ReduceSumSquare" | "LayerNormalization" | "RMSNormalization" | "GroupNormalization"
-        | "InstanceNormalization" | "MeanVarianceNormalization" | "LpNormalization" | "GlobalLpPool"
-        | "LpPool" | "LRN" => Risk::SquareSum,
+        "ReduceL2"
+        | "ReduceSumSquare"
+        | "LayerNormalization"
+        | "RMSNormalization"
+        | "GroupNormalization"
+        | "InstanceNormalization"
+        | "MeanVarianceNormalization"
+        | "LpNormalization"
+        | "GlobalLpPool"
+        | "LpPool"
+        | "LRN" => Risk::SquareSum,
         "Mul" if node.input(0).is_some() && node.input(0) == node.input(1) => Risk::Square,
         "Pow" => match node.input(1).and_then(|exponent| model.constant(exponent)?.single()) {
             Some(exponent) if (0.0..=1.0).contains(&exponent) => return None,
@@ -175,8 +185,20 @@ pub(super) fn risk(model: &Model, node: &Node) -> Option<Risk> {
         },
         "Exp" | "Sinh" | "Cosh" | "ReduceLogSumExp" => Risk::Exponential,
         "Softmax" | "LogSoftmax" => Risk::Softmax,
-        "Log" | "ReduceLogSum" | "ReduceProd" | "CumProd" | "Acos" | "Asin" | "Acosh" | "Atanh" | "Tan"
-        | "SoftmaxCrossEntropyLoss" | "NegativeLogLikelihoodLoss" | "Det" | "DFT" | "STFT" => Risk::Steep,
+        "Log"
+        | "ReduceLogSum"
+        | "ReduceProd"
+        | "CumProd"
+        | "Acos"
+        | "Asin"
+        | "Acosh"
+        | "Atanh"
+        | "Tan"
+        | "SoftmaxCrossEntropyLoss"
+        | "NegativeLogLikelihoodLoss"
+        | "Det"
+        | "DFT"
+        | "STFT" => Risk::Steep,
         "Sin" | "Cos" => Risk::Angle,
         "TopK" | "Unique" | "RoiAlign" | "MaxRoiPool" | "OneHot" | "Hardmax" | "Mod" => Risk::Order,
         _ => return None,
@@ -237,8 +259,7 @@ pub(super) fn depth(model: &Model, node: &Node, shape: &[Option<usize>]) -> Opti
 
 /// Operators for which the CPU provider of onnxruntime 1.32 has float16 kernels, from its kernel registry
 /// (tests/peers/check_types.py reads it again). All others it runs in float32 between casts of its own.
-pub(super) const NATIVE_HALF: &str =
-    "Attention Cast Celu Clip Compress Concat ConstantOfShape DequantizeLinear Dropout Expand Flatten Gather \
+pub(super) const NATIVE_HALF: &str = "Attention Cast Celu Clip Compress Concat ConstantOfShape DequantizeLinear Dropout Expand Flatten Gather \
      GatherElements GatherND Identity If IsInf IsNaN LayerNormalization Loop Max Min Mod QuantizeLinear \
      RMSNormalization RandomNormalLike RandomUniformLike Reshape ReverseSequence RotaryEmbedding Round Scan \
      Scatter ScatterElements ScatterND Shape Shrink Sign Slice Split Squeeze TensorScatter Transpose Unsqueeze";
@@ -274,6 +295,8 @@ mod tests {
                 assert!(VERSIONS.contains_key(name), "{name} has a kind and is never converted");
             }
         }
-        assert!(MOVES.split_whitespace().all(|name| !ELEMENTWISE.split_whitespace().any(|other| other == name)));
+        assert!(
+            MOVES.split_whitespace().all(|name| !ELEMENTWISE.split_whitespace().any(|other| other == name))
+        );
     }
 }

@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use optix_ir::{Model, NodeId, Use, ValueId};
 use optix_pipeline::naming::node_and_op;
 
+use super::ConvertPrecision;
 use super::bounds::Bounds;
 use super::cut::{Must, Network};
 use super::graph::{Flow, Source, Unit};
 use super::operators::{self, Kind};
 use super::weights::Weights;
-use super::ConvertPrecision;
 use crate::names::matches_glob;
 
 /// Bytes that storing a constant in 16 bits must save before it is worth a cast of its own.
@@ -60,7 +60,8 @@ impl Problem<'_> {
     /// What each unit must be, with reasons, before the casts are counted. `kept` stay float32 anyway.
     fn musts(&self, kept: &BTreeMap<NodeId, (Level, String)>) -> (Vec<Must>, Vec<bool>, Vec<Option<String>>) {
         let count = self.flow.units.len();
-        let (mut musts, mut whole, mut reasons) = (vec![Must::Either; count], vec![false; count], vec![None; count]);
+        let (mut musts, mut whole, mut reasons) =
+            (vec![Must::Either; count], vec![false; count], vec![None; count]);
         for (unit, what) in self.flow.units.iter().enumerate() {
             match *what {
                 Unit::Interface => musts[unit] = Must::Low,
@@ -84,7 +85,8 @@ impl Problem<'_> {
         }
         // A branch or body that hands out a constant as it is.
         for value in self.flow.constants() {
-            let fits = self.weights.get(value).is_some_and(|it| it.unfit("", self.weights.low, false).is_none());
+            let fits =
+                self.weights.get(value).is_some_and(|it| it.unfit("", self.weights.low, false).is_none());
             for &used in self.model.value(value).uses() {
                 if let Some(unit) = self.flow.reader(self.model, used).filter(|_| !fits)
                     && matches!(self.flow.units[unit], Unit::Tie(_))
@@ -107,11 +109,16 @@ impl Problem<'_> {
         if options.exclude_operators.contains(&node.op_type) {
             return Err((Level::Whole, format!("{} is excluded", node.op_type)));
         }
-        if !options.include.is_empty() && !options.include.iter().any(|pattern| matches_glob(pattern, &name)) {
+        if !options.include.is_empty() && !options.include.iter().any(|pattern| matches_glob(pattern, &name))
+        {
             return Err((Level::Whole, "not in `include`".to_owned()));
         }
         if !options.include_operators.is_empty() && !options.include_operators.contains(&node.op_type) {
             return Err((Level::Whole, format!("{} is not in `include-operators`", node.op_type)));
+        }
+        if self.is_quantized(id) {
+            let reason = "a quantizer beside it makes it an integer node in the engine";
+            return Err((Level::Whole, reason.to_owned()));
         }
         if let Some((level, reason)) = kept.get(&id) {
             return Err((*level, reason.clone()));
@@ -124,11 +131,26 @@ impl Problem<'_> {
             return Err((Level::Computes, "only weights are converted".to_owned()));
         }
         let opset = self.model.opset_of(id).unwrap_or(i64::MAX);
-        operators::admits(&node.op_type, opset, self.weights.low).map_err(|reason| (Level::Computes, reason))?;
-        if options.keep_fragile && let Some(reason) = self.bounds.danger(self.model, id) {
+        operators::admits(&node.op_type, opset, self.weights.low)
+            .map_err(|reason| (Level::Computes, reason))?;
+        if options.keep_fragile
+            && let Some(reason) = self.bounds.danger(self.model, id)
+        {
             return Err((Level::Computes, reason));
         }
         Ok(())
+    }
+
+    /// Whether a node stands between quantizers: engines fuse the three.
+    fn is_quantized(&self, id: NodeId) -> bool {
+        let node = self.model.node(id);
+        let producer = |value: &ValueId| self.model.value(*value).producer();
+        let read = node.inputs().iter().flatten().filter_map(producer);
+        let made = node.outputs().iter().flatten().flat_map(|value| self.model.value(*value).uses());
+        read.into_iter().any(|(node, _)| self.model.node(node).op_type == "DequantizeLinear")
+            || made.into_iter().any(
+                |used| matches!(used, Use::Node(node, _) if self.model.node(*node).op_type == "QuantizeLinear"),
+            )
     }
 
     /// Why a constant that a node reads cannot be a 16-bit one.
@@ -146,7 +168,11 @@ impl Problem<'_> {
         constants.or_else(|| {
             let value = node.tensor("value").filter(|_| node.is("ConstantOfShape"))?;
             let clamp = self.options.clamp_weights;
-            super::weights::Rounded::of(value, self.weights.low, clamp)?.unfit("value", self.weights.low, false)
+            super::weights::Rounded::of(value, self.weights.low, clamp)?.unfit(
+                "value",
+                self.weights.low,
+                false,
+            )
         })
     }
 
@@ -156,7 +182,10 @@ impl Problem<'_> {
         operators::kind(&node.op_type) == Kind::Computes
             || node.inputs().iter().flatten().any(|value| {
                 self.flow.sources.get(value) == Some(&Source::Constant)
-                    && self.weights.get(*value).is_some_and(|constant| constant.tensor.bytes().len() > WORTH_A_CAST)
+                    && self
+                        .weights
+                        .get(*value)
+                        .is_some_and(|constant| constant.tensor.bytes().len() > WORTH_A_CAST)
             })
     }
 
@@ -171,7 +200,8 @@ impl Problem<'_> {
                 Source::Unit(unit) => Some(unit),
             };
             let uses = self.model.value(value).uses();
-            let readers: Vec<Option<usize>> = uses.iter().map(|&used| self.flow.reader(self.model, used)).collect();
+            let readers: Vec<Option<usize>> =
+                uses.iter().map(|&used| self.flow.reader(self.model, used)).collect();
             network.value(producer, &readers);
         }
         let (low, _) = network.solve(musts.len());
@@ -222,7 +252,27 @@ impl Plan {
     /// Nodes that are 16 bits wide, in execution order.
     pub(super) fn converted(&self, flow: &Flow) -> Vec<NodeId> {
         let units = flow.units.iter().zip(&self.low);
-        units.filter_map(|(unit, low)| if let (Unit::Node(id), true) = (unit, low) { Some(*id) } else { None }).collect()
+        units
+            .filter_map(|(unit, low)| if let (Unit::Node(id), true) = (unit, low) { Some(*id) } else { None })
+            .collect()
+    }
+}
+
+impl Plan {
+    /// Nodes that stay float32 and get constants through casts, in execution order.
+    pub(super) fn stored(&self, problem: &Problem<'_>) -> Vec<NodeId> {
+        let is_stored = |value: &ValueId| {
+            problem.flow.sources.get(value) == Some(&Source::Constant)
+                && self.constant(problem, *value) == Fate::Stored
+        };
+        let units = problem.flow.units.iter().zip(&self.low);
+        units
+            .filter_map(|(unit, low)| match unit {
+                Unit::Node(id) if !low => Some(*id),
+                _ => None,
+            })
+            .filter(|&id| problem.model.node(id).inputs().iter().flatten().any(is_stored))
+            .collect()
     }
 }
 

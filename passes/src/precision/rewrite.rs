@@ -37,7 +37,9 @@ fn decide(problem: &Problem<'_>, plan: &Plan) -> Work {
         uses.sort_unstable();
         if source == Source::Constant {
             let fate = plan.constant(problem, value);
-            uses.retain(|&used| (plan.want(model, flow, used) == Want::Low) == matches!(fate, Fate::Cast | Fate::Copied));
+            uses.retain(|&used| {
+                (plan.want(model, flow, used) == Want::Low) == matches!(fate, Fate::Cast | Fate::Copied)
+            });
             work.constants.push((value, fate, uses));
             continue;
         }
@@ -93,7 +95,8 @@ pub(super) fn rewrite(model: &mut Model, problem: &Problem<'_>, plan: &Plan) -> 
             }
             Fate::Copied => {
                 let (graph, name) = (model.value(value).graph(), model.value(value).name().to_owned());
-                let copy = model.add_constant(graph, &format!("{name}_{low}"), rounded.tensor.clone());
+                let copy =
+                    model.add_constant(graph, &format!("{name}_{}", short(low)), rounded.tensor.clone());
                 move_uses(model, value, copy, &uses)?;
                 done.constants += 1;
             }
@@ -139,7 +142,8 @@ fn move_uses(model: &mut Model, old: ValueId, new: ValueId, uses: &[Use]) -> Res
     let main = model.main();
     let named = uses.iter().any(|used| matches!(used, Use::Output(graph, _) if *graph == main));
     if named {
-        let kept: Vec<Use> = model.value(old).uses().iter().copied().filter(|used| !uses.contains(used)).collect();
+        let kept: Vec<Use> =
+            model.value(old).uses().iter().copied().filter(|used| !uses.contains(used)).collect();
         model.replace_value(old, new)?;
         model.replace_uses_where(new, old, |_, used| kept.contains(&used));
     } else {
@@ -162,12 +166,22 @@ fn cast(model: &mut Model, value: ValueId, to: DType, uses: &[Use]) -> Result<Va
 }
 
 fn add_cast(model: &mut Model, graph: GraphId, position: Position, value: ValueId, to: DType) -> ValueId {
-    let hint = format!("{}_{to}", model.value(value).name());
-    let node = Node::new("Cast", [value]).named(&format!("{hint}_Cast")).with("to", i64::from(to.onnx()));
+    // Short, and the node without a name: in small files names are most of what a cast costs.
+    let hint = format!("{}_{}", model.value(value).name(), short(to));
+    let node = Node::new("Cast", [value]).with("to", i64::from(to.onnx()));
     let (_, new) = model.add_node(graph, position, node, &hint);
     model.value_mut(new).ty = model.value(value).ty.clone();
     set_dtype(model, new, to);
     new
+}
+
+/// A short name of a type, for names of values.
+fn short(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F16 => "f16",
+        DType::BF16 => "bf16",
+        _ => "f32",
+    }
 }
 
 /// Attributes that say what type a node gives.
@@ -243,7 +257,9 @@ fn remove_idle_casts(model: &mut Model, problem: &Problem<'_>, plan: &Plan) -> R
         let dtype = |value: ValueId| model.value(value).ty.as_ref().and_then(Type::dtype);
         let is_constant = model.value(input).initializer().is_some();
         let is_output = model.value(output).uses().iter().any(|used| matches!(used, Use::Output(..)));
-        if dtype(input) == dtype(output) && !(is_constant && is_output) && model.check_replacement(output, input).is_ok()
+        if dtype(input) == dtype(output)
+            && !(is_constant && is_output)
+            && model.check_replacement(output, input).is_ok()
         {
             model.replace_value(output, input)?;
             model.remove_node(id)?;
@@ -305,7 +321,7 @@ pub(super) fn emulate(problem: &Problem<'_>, plan: &Plan) -> Result<Model, EditE
 }
 
 /// A 16-bit tensor as float32.
-fn widen(tensor: &Tensor) -> Tensor {
+pub(super) fn widen(tensor: &Tensor) -> Tensor {
     use half::slice::HalfFloatSliceExt;
     let mut floats = vec![0f32; tensor.len()];
     if let Ok(halves) = tensor.to_slice::<half::f16>() {

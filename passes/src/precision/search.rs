@@ -11,7 +11,8 @@ use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{Batch, Cx, OracleError, PassError};
 
 use super::plan::{Level, Plan, Problem};
-use super::rewrite::emulate;
+use super::rewrite::{emulate, widen};
+use super::weights::Rounded;
 
 /// Nodes that stay float32, with how far and why.
 pub(super) type Kept = BTreeMap<NodeId, (Level, String)>;
@@ -165,7 +166,12 @@ impl Trials<'_, '_> {
 
 /// Converted nodes, those first that lose most: the difference of the signal-to-noise ratios of a node's
 /// worst input and its output, on one sample.
-fn ranked(problem: &Problem<'_>, plan: &Plan, reference: &Reference, cx: &mut Cx<'_>) -> Result<Vec<NodeId>, PassError> {
+fn ranked(
+    problem: &Problem<'_>,
+    plan: &Plan,
+    reference: &Reference,
+    cx: &mut Cx<'_>,
+) -> Result<Vec<NodeId>, PassError> {
     let nodes = plan.converted(problem.flow);
     let Some(batch) = reference.batches.first() else { return Ok(nodes) };
     let batch = batch.clone().truncated(1);
@@ -174,7 +180,11 @@ fn ranked(problem: &Problem<'_>, plan: &Plan, reference: &Reference, cx: &mut Cx
     let mut wanted: Vec<ValueId> = nodes
         .iter()
         .flat_map(|&id| model.node(id).inputs().iter().chain(model.node(id).outputs()).flatten().copied())
-        .filter(|&value| is_main(value) && problem.flow.sources.contains_key(&value) && problem.weights.get(value).is_none())
+        .filter(|&value| {
+            is_main(value)
+                && problem.flow.sources.contains_key(&value)
+                && problem.weights.get(value).is_none()
+        })
         .collect();
     wanted.sort_unstable();
     wanted.dedup();
@@ -187,8 +197,13 @@ fn ranked(problem: &Problem<'_>, plan: &Plan, reference: &Reference, cx: &mut Cx
     let mut noise: BTreeMap<ValueId, f64> = BTreeMap::new();
     cx.oracle().observe(&emulated, &wanted, &mut std::iter::once(Ok(batch)), &mut |value, tensor| {
         if let Some(expected) = expected.get(&value) {
+            let source = problem.flow.sources.get(&value).copied();
+            let rounded = source.filter(|&source| plan.is_low(source)).and_then(|_| {
+                // The emulation rounds behind the value: what overflows there is this node's loss.
+                Some(widen(&Rounded::of(tensor, problem.weights.low, false)?.tensor))
+            });
             let mut found = Noise::default();
-            found.add(expected, tensor);
+            found.add(expected, rounded.as_ref().unwrap_or(tensor));
             noise.insert(value, found.sqnr_db());
         }
         Ok(())
@@ -218,7 +233,8 @@ pub(super) fn search(problem: &Problem<'_>, cx: &mut Cx<'_>) -> Result<Kept, Pas
         kept = found;
         last = trials.score(&problem.solve(&kept), cx)?;
         cx.count("nodes kept in float32 by measurement", kept.len() as u64);
-        let what = if first.sqnr_db == f64::NEG_INFINITY { "an output that was not finite" } else { "an output" };
+        let what =
+            if first.sqnr_db == f64::NEG_INFINITY { "an output that was not finite" } else { "an output" };
         cx.warn(format!(
             "{what} below {target} dB was mended by leaving {} more {} in float32{}: {} dB before, {} dB now",
             kept.len(),
@@ -233,7 +249,11 @@ pub(super) fn search(problem: &Problem<'_>, cx: &mut Cx<'_>) -> Result<Kept, Pas
         cx.warn(format!(
             "the outputs keep {} dB against the float model, {target} were asked for (`min-sqnr-db`): {}",
             decibels(last.sqnr_db),
-            if trials.left() { "the rest is lost outside the nodes that can be chosen" } else { "`search-trials` were used up" }
+            if trials.left() {
+                "the rest is lost outside the nodes that can be chosen"
+            } else {
+                "`search-trials` were used up"
+            }
         ));
     }
     Ok(kept)
@@ -251,7 +271,8 @@ fn mend(trials: &mut Trials<'_, '_>, plan: &Plan, cx: &mut Cx<'_>) -> Result<(Ke
         nodes.iter().map(|&id| (id, (level, reason.to_owned()))).collect()
     };
     // All of them computing in float32: what is left is the rounding of weights.
-    let level = if trials.keeps(&keep(&order, Level::Computes), cx)? { Level::Computes } else { Level::Whole };
+    let level =
+        if trials.keeps(&keep(&order, Level::Computes), cx)? { Level::Computes } else { Level::Whole };
     // The shortest beginning of the list that is enough.
     let (mut few, mut enough) = (0, order.len());
     while enough - few > 1 && trials.left() {

@@ -47,12 +47,24 @@ impl Rounded {
         let tensor = match low {
             DType::F16 => {
                 let mut to = vec![f16::ZERO; floats.len()];
-                facts.convert(&floats, &mut to, clamp, |x, y| y.convert_from_f32_slice(x), |x, y| x.convert_to_f32_slice(y));
+                facts.convert(
+                    &floats,
+                    &mut to,
+                    clamp,
+                    |x, y| y.convert_from_f32_slice(x),
+                    |x, y| x.convert_to_f32_slice(y),
+                );
                 Tensor::from_vec(shape, to)
             }
             DType::BF16 => {
                 let mut to = vec![bf16::ZERO; floats.len()];
-                facts.convert(&floats, &mut to, clamp, |x, y| y.convert_from_f32_slice(x), |x, y| x.convert_to_f32_slice(y));
+                facts.convert(
+                    &floats,
+                    &mut to,
+                    clamp,
+                    |x, y| y.convert_from_f32_slice(x),
+                    |x, y| x.convert_to_f32_slice(y),
+                );
                 Tensor::from_vec(shape, to)
             }
             _ => return None,
@@ -81,15 +93,23 @@ impl Rounded {
                 end(max)
             ));
         }
-        if self.sqnr_db.is_some_and(|sqnr| sqnr < LEAST_SQNR_DB) && !self.clamped || divides && self.under > 0 {
+        if self.sqnr_db.is_some_and(|sqnr| sqnr < LEAST_SQNR_DB) && !self.clamped || divides && self.under > 0
+        {
             let what = if self.under > 0 {
-                format!("{} of `{name}` {} below {least:e}", elements(self.under), if self.under == 1 { "is" } else { "are" })
+                format!(
+                    "{} of `{name}` {} below {least:e}",
+                    elements(self.under),
+                    if self.under == 1 { "is" } else { "are" }
+                )
             } else {
                 format!("`{name}` is too small for {low}'s full precision")
             };
             return Some(format!(
                 "{what}: rounding leaves {}",
-                self.sqnr_db.map_or_else(|| "zeros to divide by".to_owned(), |sqnr| format!("{:.0} dB of it", sqnr.max(0.0)))
+                self.sqnr_db.map_or_else(
+                    || "zeros to divide by".to_owned(),
+                    |sqnr| format!("{:.0} dB of it", sqnr.max(0.0))
+                )
             ));
         }
         None
@@ -132,6 +152,7 @@ impl Facts {
         widen: impl Fn(&[T], &mut [f32]),
     ) {
         const CHUNK: usize = 1024;
+        const LANES: usize = 8;
         let mut back = [0f32; CHUNK];
         let mut clamped = [0f32; CHUNK];
         let (most, least) = self.limits;
@@ -148,20 +169,38 @@ impl Facts {
             let back = &mut back[..from.len()];
             widen(to, back);
             // Sums of a chunk in 8 lanes, which the compiler makes into vectors.
-            let (mut signal, mut noise) = ([0f32; 8], [0f32; 8]);
-            let (mut min, mut max) = (self.min, self.max);
-            let (mut over, mut under, mut same, mut odd) = (0usize, 0usize, true, false);
-            for (index, (&x, &y)) in from.iter().zip(back.iter()).enumerate() {
-                let size = x.abs();
-                same &= x == y;
-                odd |= !(size <= 1e15);
-                over += usize::from(size > most && size < f32::INFINITY);
-                under += usize::from(size < least && size > 0.0);
-                min = min.min(x);
-                max = max.max(x);
-                signal[index % 8] += x * x;
-                noise[index % 8] += (x - y) * (x - y);
+            let (mut signal, mut noise) = ([0f32; LANES], [0f32; LANES]);
+            let (mut min, mut max) = ([self.min; LANES], [self.max; LANES]);
+            let (mut over, mut under, mut same, mut odd) =
+                ([0u32; LANES], [0u32; LANES], [1u32; LANES], [0u32; LANES]);
+            let mut take = |lane: usize, x: f32, y: f32| {
+                let (size, error) = (x.abs(), x - y);
+                same[lane] &= u32::from(x == y);
+                odd[lane] |= u32::from(!(size <= 1e15));
+                over[lane] += u32::from(size > most);
+                under[lane] += u32::from(size < least) & u32::from(size > 0.0);
+                min[lane] = if x < min[lane] { x } else { min[lane] };
+                max[lane] = if x > max[lane] { x } else { max[lane] };
+                signal[lane] += x * x;
+                noise[lane] += error * error;
+            };
+            let ((xs, xs_rest), (ys, ys_rest)) = (from.as_chunks::<LANES>(), back.as_chunks::<LANES>());
+            for (xs, ys) in xs.iter().zip(ys) {
+                for lane in 0..LANES {
+                    take(lane, xs[lane], ys[lane]);
+                }
             }
+            for (lane, (&x, &y)) in xs_rest.iter().zip(ys_rest).enumerate() {
+                take(lane, x, y);
+            }
+            let (same, odd) = (same.iter().all(|&same| same == 1), odd.iter().any(|&odd| odd == 1));
+            let under = under.iter().sum::<u32>() as usize;
+            let mut over = over.iter().sum::<u32>() as usize;
+            if odd {
+                over = from.iter().filter(|x| x.is_finite() && x.abs() > most).count();
+            }
+            let min = min.iter().copied().fold(f32::INFINITY, f32::min);
+            let max = max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             self.exact &= same;
             self.over += over;
             self.under += under;
@@ -177,7 +216,10 @@ impl Facts {
             } else {
                 (self.min, self.max) = (min, max);
                 // Squares of small numbers vanish in single precision: scaled sums would, so they are redone.
-                let (s, n) = (signal.iter().map(|&x| f64::from(x)).sum::<f64>(), noise.iter().map(|&x| f64::from(x)).sum::<f64>());
+                let (s, n) = (
+                    signal.iter().map(|&x| f64::from(x)).sum::<f64>(),
+                    noise.iter().map(|&x| f64::from(x)).sum::<f64>(),
+                );
                 if s < 1e-25 || n < 1e-30 {
                     for (&x, &y) in from.iter().zip(back.iter()) {
                         self.signal += f64::from(x) * f64::from(x);
@@ -202,7 +244,12 @@ pub(super) struct Weights {
 
 impl Weights {
     /// Rounds the given constants.
-    pub(super) fn round(model: &Model, constants: impl IntoIterator<Item = ValueId>, low: DType, clamp: bool) -> Weights {
+    pub(super) fn round(
+        model: &Model,
+        constants: impl IntoIterator<Item = ValueId>,
+        low: DType,
+        clamp: bool,
+    ) -> Weights {
         let round = |value: ValueId| Some((value, Rounded::of(&constant(model, value)?, low, clamp)?));
         Weights { rounded: constants.into_iter().filter_map(round).collect(), low }
     }
@@ -226,7 +273,9 @@ pub(super) fn constant(model: &Model, value: ValueId) -> Option<Tensor> {
             match (node.attribute("value"), node.attribute("value_float"), node.attribute("value_floats")) {
                 (Some(AttributeValue::Tensor(stored)), ..) => Some(stored.tensor.clone()),
                 (_, Some(AttributeValue::Float(x)), _) => Some(Tensor::scalar(*x)),
-                (_, _, Some(AttributeValue::Floats(xs))) => Some(Tensor::from_vec(vec![xs.len()], xs.clone())),
+                (_, _, Some(AttributeValue::Floats(xs))) => {
+                    Some(Tensor::from_vec(vec![xs.len()], xs.clone()))
+                }
                 _ => None,
             }
         }
@@ -273,7 +322,8 @@ mod tests {
 
     #[test]
     fn every_float16_is_exact_and_rounding_is_to_nearest() {
-        let all: Vec<f32> = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()).filter(|x| !x.is_nan()).collect();
+        let all: Vec<f32> =
+            (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()).filter(|x| !x.is_nan()).collect();
         let same = rounded(&all);
         assert!(same.exact && same.sqnr_db.is_none() && same.over == 0);
         assert_eq!(same.range, (-65504.0, 65504.0));
