@@ -203,9 +203,15 @@ impl Bounds {
                 None => {}
             }
         }
-        for &value in &inputs {
+        // What turns a zero into an infinity, or a small number into a large one.
+        let steep = match node.op_type.as_str() {
+            "Div" => node.input(1),
+            "Reciprocal" | "Log" | "Sqrt" | "Pow" => node.input(0),
+            _ => None,
+        };
+        if let Some(value) = steep.filter(|&value| constant(model, value).is_none()) {
             let interval = self.intervals[value.index()];
-            if constant(model, value).is_none() && interval.low > 0.0 && interval.low < least {
+            if interval.low > 0.0 && interval.low < least {
                 let name = model.value(value).name();
                 return Some(format!(
                     "`{name}` may be as small as {:.1e}, which is zero in {low}",

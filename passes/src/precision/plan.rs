@@ -191,7 +191,20 @@ impl Problem<'_> {
 
     /// The choice with the fewest casts.
     pub(super) fn solve(&self, kept: &BTreeMap<NodeId, (Level, String)>) -> Plan {
-        let (musts, whole, mut reasons) = self.musts(kept);
+        self.choose(kept, &[])
+    }
+
+    /// The choice in which every unit that `low` names is 16 bits wide unless it must not be: what is to be
+    /// measured is what `kept` does, not what the casts would draw along.
+    pub(super) fn solve_frozen(&self, kept: &BTreeMap<NodeId, (Level, String)>, low: &[bool]) -> Plan {
+        self.choose(kept, low)
+    }
+
+    fn choose(&self, kept: &BTreeMap<NodeId, (Level, String)>, frozen: &[bool]) -> Plan {
+        let (mut musts, whole, mut reasons) = self.musts(kept);
+        for (must, _) in musts.iter_mut().zip(frozen).filter(|(must, low)| **must == Must::Either && **low) {
+            *must = Must::Low;
+        }
         let mut network = Network::new(&musts);
         for (&value, &source) in &self.flow.sources {
             let producer = match source {

@@ -135,6 +135,8 @@ fn reference(problem: &Problem<'_>, cx: &mut Cx<'_>) -> Result<Reference, PassEr
 struct Trials<'a, 'b> {
     problem: &'a Problem<'b>,
     reference: Reference,
+    /// Units that the plan without anything kept makes 16 bits wide.
+    low: Vec<bool>,
     made: u64,
 }
 
@@ -159,7 +161,7 @@ impl Trials<'_, '_> {
     }
 
     fn keeps(&mut self, kept: &Kept, cx: &mut Cx<'_>) -> Result<bool, PassError> {
-        let score = self.score(&self.problem.solve(kept), cx)?;
+        let score = self.score(&self.problem.solve_frozen(kept, &self.low), cx)?;
         Ok(score.sqnr_db >= self.problem.options.min_sqnr_db)
     }
 }
@@ -223,8 +225,8 @@ fn ranked(
 pub(super) fn search(problem: &Problem<'_>, cx: &mut Cx<'_>) -> Result<Kept, PassError> {
     let target = problem.options.min_sqnr_db;
     let reference = reference(problem, cx)?;
-    let mut trials = Trials { problem, reference, made: 0 };
     let plan = problem.solve(&Kept::new());
+    let mut trials = Trials { problem, reference, low: plan.low.clone(), made: 0 };
     let first = trials.score(&plan, cx)?;
     let mut kept = Kept::new();
     let mut last = first;
