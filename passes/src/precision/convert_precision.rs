@@ -65,7 +65,7 @@ impl FloatType {
 /// ---
 /// <ir_version: 8, opset_import: ["" : 18]>
 /// model (float[N, 2] x) => (float[N, 2] y)
-/// <float16[2, 2] w = {1, 0.5, -0.25, 3}, float[2] b = {0.1, 70000}>
+/// <float16[2, 2] w = {1.0, 0.5, -0.25, 3.0}, float[2] b = {0.1, 70000}>
 /// {
 ///     x_f16 = Cast <to = 10> (x)
 ///     a = MatMul (x_f16, w)
