@@ -168,39 +168,52 @@ impl Facts {
             narrow(source, to);
             let back = &mut back[..from.len()];
             widen(to, back);
-            // Sums of a chunk in 8 lanes, which the compiler makes into vectors.
+            // Sums of a chunk in 8 lanes, one loop a statistic: the compiler makes them into vectors.
             let (mut signal, mut noise) = ([0f32; LANES], [0f32; LANES]);
             let (mut min, mut max) = ([self.min; LANES], [self.max; LANES]);
-            let (mut over, mut under, mut same, mut odd) =
-                ([0u32; LANES], [0u32; LANES], [1u32; LANES], [0u32; LANES]);
-            let mut take = |lane: usize, x: f32, y: f32| {
-                let (size, error) = (x.abs(), x - y);
-                same[lane] &= u32::from(x == y);
-                odd[lane] |= u32::from(!(size <= 1e15));
-                over[lane] += u32::from(size > most);
-                under[lane] += u32::from(size < least) & u32::from(size > 0.0);
-                min[lane] = if x < min[lane] { x } else { min[lane] };
-                max[lane] = if x > max[lane] { x } else { max[lane] };
-                signal[lane] += x * x;
-                noise[lane] += error * error;
+            let (mut beneath, mut differs) = ([0u32; LANES], [0u32; LANES]);
+            let mut take = |xs: &[f32; LANES], ys: &[f32; LANES]| {
+                for lane in 0..LANES {
+                    let error = xs[lane] - ys[lane];
+                    signal[lane] += xs[lane] * xs[lane];
+                    noise[lane] += error * error;
+                }
+                for lane in 0..LANES {
+                    min[lane] = if xs[lane] < min[lane] { xs[lane] } else { min[lane] };
+                    max[lane] = if xs[lane] > max[lane] { xs[lane] } else { max[lane] };
+                }
+                for lane in 0..LANES {
+                    let size = xs[lane].abs();
+                    beneath[lane] += u32::from(size < least) & u32::from(size > 0.0);
+                    differs[lane] |= xs[lane].to_bits() ^ ys[lane].to_bits();
+                }
             };
             let ((xs, xs_rest), (ys, ys_rest)) = (from.as_chunks::<LANES>(), back.as_chunks::<LANES>());
-            for (xs, ys) in xs.iter().zip(ys) {
-                for lane in 0..LANES {
-                    take(lane, xs[lane], ys[lane]);
+            xs.iter().zip(ys).for_each(|(xs, ys)| take(xs, ys));
+            // The last few, filled up with zeros, which change no sum.
+            let (mut last_x, mut last_y) = ([0f32; LANES], [0f32; LANES]);
+            last_x[..xs_rest.len()].copy_from_slice(xs_rest);
+            last_y[..ys_rest.len()].copy_from_slice(ys_rest);
+            if !xs_rest.is_empty() {
+                take(&last_x, &last_y);
+            }
+            let same = differs.iter().all(|&bits| bits == 0);
+            // NaN, infinity and squares that overflow make the sum what is not finite.
+            let odd = !(signal.iter().sum::<f32>() + noise.iter().sum::<f32>()).is_finite();
+            let under = beneath.iter().sum::<u32>() as usize;
+            let mut min = min.iter().copied().fold(f32::INFINITY, f32::min);
+            let mut max = max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let padded = !xs_rest.is_empty();
+            if padded && (min == 0.0 || max == 0.0) && !from.contains(&0.0) {
+                // A zero that only the filling has.
+                (min, max) = (self.min, self.max);
+                for &x in from {
+                    (min, max) = (min.min(x), max.max(x));
                 }
             }
-            for (lane, (&x, &y)) in xs_rest.iter().zip(ys_rest).enumerate() {
-                take(lane, x, y);
-            }
-            let (same, odd) = (same.iter().all(|&same| same == 1), odd.iter().any(|&odd| odd == 1));
-            let under = under.iter().sum::<u32>() as usize;
-            let mut over = over.iter().sum::<u32>() as usize;
-            if odd {
-                over = from.iter().filter(|x| x.is_finite() && x.abs() > most).count();
-            }
-            let min = min.iter().copied().fold(f32::INFINITY, f32::min);
-            let max = max.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let beyond = odd || max > most || min < -most;
+            let over =
+                if beyond { from.iter().filter(|x| x.is_finite() && x.abs() > most).count() } else { 0 };
             self.exact &= same;
             self.over += over;
             self.under += under;
@@ -220,7 +233,7 @@ impl Facts {
                     signal.iter().map(|&x| f64::from(x)).sum::<f64>(),
                     noise.iter().map(|&x| f64::from(x)).sum::<f64>(),
                 );
-                if s < 1e-25 || n < 1e-30 {
+                if s < 1e-25 || n < 1e-30 && !same {
                     for (&x, &y) in from.iter().zip(back.iter()) {
                         self.signal += f64::from(x) * f64::from(x);
                         self.noise += (f64::from(x) - f64::from(y)).powi(2);
