@@ -301,8 +301,10 @@ def fused(model, work):
 
 
 def latency(models, feeds, batch, rounds=40, budget_s=20.0):
-    """Interleaved in this process, one thread: name -> median milliseconds a batch, and the median ratio to the first."""
-    fed = {name: value[:batch] for name, value in feeds.items()}
+    """Interleaved in this process, one thread: name -> median milliseconds a batch, and the median ratio to the first.
+
+    batch: so many samples of the feeds; None for the feeds as they are."""
+    fed = {name: value if batch is None else value[:batch] for name, value in feeds.items()}
     sessions = {name: session(path) for name, path in models.items()}
     times = {name: [] for name in models}
     for running in sessions.values():

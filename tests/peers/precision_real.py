@@ -138,7 +138,7 @@ def commands(options, case, work):
         found["optix"] = base
         if case.calib:
             calib = case.subject.data_argument("calib", work, case.subject.samples) if case.subject else case.calib
-            found["optix, data"] = [*base, "--calib", calib, "--calib-samples", 64]
+            found["optix, data"] = [*base, "--calib", calib, "--calib-samples", options.calib_samples]
         found["optix, weights only"] = [*base, "--weights-only"]
     peers = {"onnxruntime": "ort"} | ({"onnxconverter-common": "occ"} if options.peers else {})
     for name, kind in peers.items():
@@ -168,7 +168,7 @@ def rows_for(options, case, work):
         rows.append(row)
     if options.latency_budget:
         first = {k: np.asarray(v[0]) if case.batch == "each" else v for k, v in case.feeds.items()}
-        size_of_run = len(next(iter(first.values()))) if case.batch in (0, "each") else 1
+        size_of_run = None if case.batch in (0, "each") else 1
         ratios = common.latency(files, first, size_of_run, budget_s=options.latency_budget)
         for row in rows:
             row["latency"] = ratios[row["file"]]["ratio"] if row["file"] in ratios else None
@@ -192,6 +192,7 @@ def main():
     parser.add_argument("--only", help="names of models, separated by commas")
     parser.add_argument("--peers", type=pathlib.Path, help="folder with onnxconverter-common")
     parser.add_argument("--rounds", type=int, default=1, help="runs of each converter; medians are shown")
+    parser.add_argument("--calib-samples", type=int, default=16)
     parser.add_argument("--eval-samples", type=int, help="at most so many evaluation samples (default: all, fewer for large outputs)")
     parser.add_argument("--latency-budget", type=float, default=4.0, help="seconds for each latency comparison; 0 for none")
     options = parser.parse_args()

@@ -144,13 +144,11 @@ impl Problem<'_> {
     /// Whether a node stands between quantizers: engines fuse the three.
     fn is_quantized(&self, id: NodeId) -> bool {
         let node = self.model.node(id);
-        let producer = |value: &ValueId| self.model.value(*value).producer();
-        let read = node.inputs().iter().flatten().filter_map(producer);
-        let made = node.outputs().iter().flatten().flat_map(|value| self.model.value(*value).uses());
-        read.into_iter().any(|(node, _)| self.model.node(node).op_type == "DequantizeLinear")
-            || made.into_iter().any(
-                |used| matches!(used, Use::Node(node, _) if self.model.node(*node).op_type == "QuantizeLinear"),
-            )
+        let is = |node: NodeId, op: &str| self.model.node(node).op_type == op;
+        let mut read = node.inputs().iter().flatten().filter_map(|&value| self.model.value(value).producer());
+        let mut made = node.outputs().iter().flatten().flat_map(|&value| self.model.value(value).uses());
+        read.any(|(node, _)| is(node, "DequantizeLinear"))
+            || made.any(|used| matches!(used, Use::Node(node, _) if is(*node, "QuantizeLinear")))
     }
 
     /// Why a constant that a node reads cannot be a 16-bit one.

@@ -143,6 +143,7 @@ impl Facts {
         Facts { limits, exact: true, over: 0, under: 0, min, max, signal: 0.0, noise: 0.0 }
     }
 
+    #[allow(clippy::needless_range_loop, reason = "one lane of several arrays")]
     fn convert<T>(
         &mut self,
         from: &[f32],
