@@ -264,6 +264,44 @@ pub enum Command {
         #[arg(long, conflicts_with = "output")]
         in_place: bool,
     },
+    /// Convert a model to 16-bit floats.
+    Precision {
+        /// ONNX file.
+        model: PathBuf,
+        /// The 16-bit type. [default: float16]
+        #[arg(long = "type", value_name = "float16|bfloat16")]
+        float_type: Option<String>,
+        /// Convert what is stored and nothing that is computed. [default: false]
+        #[arg(long)]
+        weights_only: bool,
+        /// Let inputs and outputs stay float32. [default: true]
+        #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+        keep_io: Option<bool>,
+        /// Convert only nodes of this name, `*` for any run of characters; may be repeated.
+        #[arg(long, value_name = "NAME")]
+        include: Vec<String>,
+        /// Convert only nodes with this operator; may be repeated.
+        #[arg(long, value_name = "OPERATOR")]
+        include_operator: Vec<String>,
+        /// Leave nodes of this name alone, `*` for any run of characters; may be repeated.
+        #[arg(long, value_name = "NAME")]
+        exclude: Vec<String>,
+        /// Leave nodes with this operator alone; may be repeated.
+        #[arg(long, value_name = "OPERATOR")]
+        exclude_operator: Vec<String>,
+        /// With --calib: least signal-to-noise ratio of every output against the float model. [default: 40]
+        #[arg(long, value_name = "DB")]
+        min_sqnr_db: Option<f64>,
+        /// Set an option of a step; may be repeated.
+        #[arg(long, value_name = "STEP.OPTION=VALUE")]
+        set: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        debugging: Debugging,
+    },
     /// Run a model over data and keep its outputs.
     Infer {
         /// ONNX file.

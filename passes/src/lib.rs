@@ -5,6 +5,8 @@
 //! docs/adding-a-pass.md walks through it.
 
 pub mod clean;
+mod names;
+pub mod precision;
 pub mod quantize;
 
 use optix_pipeline::PassSpec;
@@ -24,4 +26,5 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<quantize::QuantizeDynamic>(),
     PassSpec::of::<quantize::CompressWeights>(),
     PassSpec::of::<quantize::CertifyOverflow>(),
+    PassSpec::of::<precision::ConvertPrecision>(),
 ];

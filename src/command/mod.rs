@@ -13,6 +13,7 @@ mod latency;
 mod lock;
 mod pairs;
 mod passes;
+mod precision;
 mod profile;
 mod quantize;
 mod recipes;
@@ -55,6 +56,33 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         }
         Command::Apply { lock, model, output, in_place } => {
             apply::apply(global, lock, model, output.as_deref(), *in_place)
+        }
+        Command::Precision {
+            model,
+            float_type,
+            weights_only,
+            keep_io,
+            include,
+            include_operator,
+            exclude,
+            exclude_operator,
+            min_sqnr_db,
+            set,
+            output,
+            data,
+            debugging,
+        } => {
+            let options = precision::Options {
+                float_type: float_type.as_deref(),
+                weights_only: *weights_only,
+                keep_io: *keep_io,
+                include,
+                include_operators: include_operator,
+                exclude,
+                exclude_operators: exclude_operator,
+                min_sqnr_db: *min_sqnr_db,
+            };
+            precision::precision(global, model, &options, set, output, data, debugging)
         }
         Command::Infer { model, data, output, want, samples, together } => {
             infer::infer(global, model, data, output, want, *samples, together.batch.0)

@@ -52,10 +52,11 @@ pub fn quantize(
 }
 
 /// A string as a TOML value.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-fn list(texts: &[String]) -> String {
+/// Strings as what stands between the brackets of a TOML list.
+pub(super) fn list(texts: &[String]) -> String {
     texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ")
 }

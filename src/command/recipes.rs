@@ -11,6 +11,8 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("int8-static", include_str!("../../recipes/int8-static.toml")),
     ("int8-dynamic", include_str!("../../recipes/int8-dynamic.toml")),
     ("int8-weights", include_str!("../../recipes/int8-weights.toml")),
+    ("f16", include_str!("../../recipes/f16.toml")),
+    ("bf16-weights", include_str!("../../recipes/bf16-weights.toml")),
 ];
 
 /// The text of a built-in recipe.

@@ -310,8 +310,10 @@ def fused(model, work):
 
 
 def latency(models, feeds, batch, rounds=40, budget_s=20.0):
-    """Interleaved in this process, one thread: name -> median milliseconds a batch, and the median ratio to the first."""
-    fed = taken(feeds, 0, batch)
+    """Interleaved in this process, one thread: name -> median milliseconds a batch, and the median ratio to the first.
+
+    batch: so many samples of the feeds; None for the feeds as they are."""
+    fed = dict(feeds) if batch is None else taken(feeds, 0, batch)
     sessions = {name: session(path) for name, path in models.items()}
     times = {name: [] for name in models}
     for running in sessions.values():

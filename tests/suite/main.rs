@@ -15,6 +15,7 @@ mod models;
 mod mutations;
 mod numbers;
 mod numerics;
+mod precision;
 mod program;
 mod quantize;
 mod random;

@@ -223,6 +223,11 @@ impl<'a> Cx<'a> {
         Ok((&mut *self.oracle, calibration))
     }
 
+    /// Whether the run has calibration data, for passes that can do without.
+    pub fn has_calibration(&self) -> bool {
+        self.calibration.is_some()
+    }
+
     /// The limits of the run, for a budget.
     pub fn limits(&self) -> Limits {
         self.limits

@@ -272,8 +272,13 @@ fn check_interface(before: &Model, after: &Model, promise: Interface) -> Result<
             .iter()
             .map(|info| ("input", info))
             .chain(graph.outputs().iter().map(|info| ("output", info)));
-        all.map(|(kind, info)| (kind, model.value(info.value).name().to_owned(), info.ty.clone()))
-            .collect::<Vec<_>>()
+        // Files of IR version 3 had to list constants as inputs: their types are no interface.
+        let is_constant = |value| before.ir_version < 4 && model.value(value).initializer().is_some();
+        all.map(|(kind, info)| {
+            let ty = info.ty.clone().filter(|_| !is_constant(info.value));
+            (kind, model.value(info.value).name().to_owned(), ty)
+        })
+        .collect::<Vec<_>>()
     };
     let (old, new) = (list(before), list(after));
     if old.len() != new.len() {

@@ -19,6 +19,7 @@ use super::placement::{self, Placement};
 use super::rewrite;
 use super::sensitivity;
 use super::weights::{WeightOptions, quantize_node};
+pub(super) use crate::names::{check_patterns, matches_glob};
 
 /// Integer type of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -130,42 +131,6 @@ pub(super) fn refuse_quantized(model: &Model) -> Result<(), PassError> {
             what: "the model is quantized already; start from the float model (OX-M002)".to_owned(),
         }),
     }
-}
-
-/// Whether `name` matches `pattern`, in which `*` stands for any run of characters. Linear in practice:
-/// backtracks to the last star only.
-pub(super) fn matches_glob(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    let (mut p, mut n, mut star) = (0, 0, None);
-    while n < name.len() {
-        if p < pattern.len() && pattern[p] == '*' {
-            star = Some((p, n));
-            p += 1;
-        } else if p < pattern.len() && pattern[p] == name[n] {
-            p += 1;
-            n += 1;
-        } else if let Some((at, from)) = star {
-            star = Some((at, from + 1));
-            p = at + 1;
-            n = from + 1;
-        } else {
-            return false;
-        }
-    }
-    pattern[p..].iter().all(|&c| c == '*')
-}
-
-/// Checks that every pattern names at least one node.
-pub(super) fn check_patterns(model: &Model, patterns: &[String]) -> Result<(), PassError> {
-    let names: Vec<String> =
-        model.walk().map(|id| optix_pipeline::naming::node_and_op(model, id).0).collect();
-    for pattern in patterns {
-        if !names.iter().any(|name| matches_glob(pattern, name)) {
-            let hint = optix_pipeline::did_you_mean(pattern, names.iter().map(String::as_str));
-            return Err(PassError::Options(format!("`exclude`: no node is called `{pattern}`{hint}")));
-        }
-    }
-    Ok(())
 }
 
 /// A node as a row of the ledger, left as it is.
@@ -417,25 +382,5 @@ impl QuantizeStatic {
             *new = dequantized.get(new).copied().unwrap_or(*new);
         }
         Ok(rewritten)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn globs() {
-        for (pattern, name, expected) in [
-            ("conv1", "conv1", true),
-            ("conv1", "conv10", false),
-            ("conv*", "conv10", true),
-            ("*/attention/*", "/layer.0/attention/query", true),
-            ("*a*a*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", false),
-            ("", "", true),
-            ("*", "", true),
-        ] {
-            assert_eq!(matches_glob(pattern, name), expected, "{pattern} {name}");
-        }
     }
 }

@@ -1,0 +1,55 @@
+//! `optix precision`: a recipe made from flags.
+
+use std::path::Path;
+
+use optix_pipeline::Override;
+
+use super::quantize::{list, quoted};
+use super::recipes;
+use super::run::{self, Origin};
+use optix::cli::{Data, Debugging, Global, Output};
+
+/// Flags of the command that become options of its step.
+pub struct Options<'a> {
+    pub float_type: Option<&'a str>,
+    pub weights_only: bool,
+    pub keep_io: Option<bool>,
+    pub include: &'a [String],
+    pub include_operators: &'a [String],
+    pub exclude: &'a [String],
+    pub exclude_operators: &'a [String],
+    pub min_sqnr_db: Option<f64>,
+}
+
+/// Converts a model to 16-bit floats.
+pub fn precision(
+    global: &Global,
+    model: &Path,
+    options: &Options<'_>,
+    set: &[String],
+    output: &Output,
+    data: &Data,
+    debugging: &Debugging,
+) -> anyhow::Result<()> {
+    let names = |names: &[String]| (!names.is_empty()).then(|| format!("[{}]", list(names)));
+    let given = [
+        ("type", options.float_type.map(quoted)),
+        ("weights-only", options.weights_only.then(|| "true".to_owned())),
+        ("keep-io", options.keep_io.map(|value| value.to_string())),
+        ("include", names(options.include)),
+        ("include-operators", names(options.include_operators)),
+        ("exclude", names(options.exclude)),
+        ("exclude-operators", names(options.exclude_operators)),
+        ("min-sqnr-db", options.min_sqnr_db.map(|value| format!("{value:?}"))),
+    ];
+    let step = "convert-precision";
+    let overrides: Vec<Override> = given
+        .into_iter()
+        .filter_map(|(option, value)| {
+            Some(Override { step: step.into(), option: option.into(), value: value? })
+        })
+        .collect();
+    let text = recipes::find("f16").unwrap_or_default();
+    let origin = Origin { text: text.to_owned(), name: "recipe f16".to_owned(), directory: None, file: None };
+    run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
+}
