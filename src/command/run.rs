@@ -13,6 +13,7 @@ use optix_pipeline::runner::{self, RunOptions};
 use optix_pipeline::{Override, Recipe, Requirements, Resources};
 
 use super::setup::{self, CalibrationData};
+use super::statistics::StatisticsFiles;
 use super::{evaluation, recipes};
 use crate::exit::Missed;
 use crate::{report, screen};
@@ -174,6 +175,7 @@ pub fn run_recipe(
             path: path.display().to_string(),
         }),
     };
+    let mut statistics = StatisticsFiles::open(&data.stats)?;
     let evaluation_data = match &recipe.data.eval {
         None => None,
         Some(path) => Some((path, setup::real_dataset(global, path, recipe.data.eval_samples)?)),
@@ -184,13 +186,17 @@ pub fn run_recipe(
         dataset.bind(&setup::inputs(&loaded.model)?, setup::BATCH)?;
     }
     // What is only read must survive, even where the model itself is replaced.
+    let made = statistics.as_ref().and_then(|statistics| statistics.make.clone());
+    let used = data.stats.iter().filter(|_| made.is_none()).cloned();
     let files: Vec<PathBuf> =
-        datasets.iter().flat_map(|dataset| dataset.files()).chain(origin.file.clone()).collect();
+        datasets.iter().flat_map(|dataset| dataset.files()).chain(origin.file.clone()).chain(used).collect();
     let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     OutFile::check(&target, &inputs)?;
     inputs.extend(loaded.sources.iter().map(|source| source.path()));
     output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
-    let outputs: Vec<&Path> = output.report.iter().chain([&target]).map(PathBuf::as_path).collect();
+    made.iter().try_for_each(|path| OutFile::check(path, &inputs))?;
+    let outputs: Vec<&Path> =
+        output.report.iter().chain([&target]).chain(&made).map(PathBuf::as_path).collect();
     OutFile::check_distinct(&outputs)?;
     let mut oracle = setup::engine(global)?;
     let bars = screen::Bars::new(global);
@@ -200,6 +206,7 @@ pub fn run_recipe(
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
+            statistics: statistics.as_mut().map(|statistics| &mut statistics.kept),
             seed: recipe.seed,
             progress: &bars,
             cancel: cancel.clone(),
@@ -297,6 +304,9 @@ pub fn run_recipe(
     // Not kept is never written: whatever stood there stays.
     if output.keep_failed || facts.requirements.iter().all(|requirement| requirement.met) {
         prepared.commit()?;
+    }
+    if let Some(statistics) = statistics {
+        statistics.save()?;
     }
     facts.seconds = started.elapsed().as_secs_f64();
     finish(global, output, &facts)

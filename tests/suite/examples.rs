@@ -56,6 +56,7 @@ fn run(spec: &PassSpec, model: &mut Model) {
     let mut resources = Resources {
         oracle: &mut EngineOracle::new(engine, LoadOptions::default()),
         calibration: None,
+        statistics: None,
         seed: 0,
         progress: &NoProgress,
         cancel: CancelToken::new(),

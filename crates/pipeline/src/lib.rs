@@ -6,6 +6,7 @@
 mod changes;
 pub mod check;
 mod context;
+mod fingerprint;
 pub mod naming;
 mod oracle;
 mod pass;
@@ -18,7 +19,8 @@ mod schema;
 pub use optix_data::{Batch, Bound, DataError, Dataset, InputSpec};
 
 pub use changes::{Changes, Layer, Skip};
-pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
+pub use context::{Calibration, Cx, KeptStatistics, NoProgress, Progress, Resources};
+pub use fingerprint::fingerprint;
 pub use oracle::{Batches, Case, Oracle, OracleError, PairVisitor, Visitor};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,

@@ -171,7 +171,8 @@ pub fn run(
 }
 
 fn check_requires(step: &Step, resources: &Resources<'_>) -> Result<(), String> {
-    if step.pass.requires().calibration && resources.calibration.is_none() {
+    let has_statistics = resources.statistics.as_ref().is_some_and(|kept| !kept.given.is_empty());
+    if step.pass.requires().calibration && resources.calibration.is_none() && !has_statistics {
         return Err(format!(
             "pass `{}` needs calibration data: give `--calib PATH` or `[data] calib` in the recipe",
             step.spec.name

@@ -2,13 +2,17 @@
 
 pub mod affine;
 mod calibrate;
+mod data_linter;
 mod embedding;
+mod excerpts;
 mod measure;
 pub mod observer;
+mod output_error;
 pub mod placement;
 mod quantize_dynamic;
 mod quantize_static;
 mod rewrite;
+mod statistics;
 mod weights;
 
 pub use calibrate::RangeObserver;

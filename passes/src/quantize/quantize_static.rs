@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::affine::Affine;
-use super::calibrate::{RangeObserver, calibrate, choose};
+use super::calibrate::{Choice, RangeObserver, calibrate, choose};
 use super::measure::{Measured, measure};
 use super::observer::Observer;
 use super::placement::{self, Placement};
@@ -54,6 +54,8 @@ pub struct QuantizeStatic {
     pub per_channel: bool,
     /// How ranges of activations are chosen.
     pub observer: RangeObserver,
+    /// Share of values in percent, above 50 and up to 100, that the observer `percentile` keeps.
+    pub percentile: f64,
     /// Integer type of activations.
     pub activation_type: ActivationType,
     /// Quantize embedding tables too.
@@ -67,6 +69,7 @@ impl Default for QuantizeStatic {
         QuantizeStatic {
             per_channel: true,
             observer: RangeObserver::default(),
+            percentile: 99.999,
             activation_type: ActivationType::default(),
             embeddings: true,
             exclude: Vec::new(),
@@ -189,14 +192,16 @@ impl Pass for QuantizeStatic {
             return Ok(());
         }
         let float_model = model.clone();
-        let observers = calibrate(model, &placement, cx)?;
-        let quantizers =
-            choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx);
-        let measured = self.rewrite(model, &placement, &observers, &quantizers, cx)?;
+        let dtype = self.activation_type.dtype();
+        let choice = Choice { observer: self.observer, percentile: self.percentile, dtype };
+        let calibrated = calibrate(model, &placement, &choice, cx)?;
+        let quantizers = choose(&choice, model, &placement, &calibrated, cx)?;
+        let measured = self.rewrite(model, &placement, &calibrated.observers, &quantizers, cx)?;
         if self.embeddings {
             super::embedding::quantize_tables(model, cx, &wanted)?;
         }
-        measure(&float_model, model, &measured, cx)
+        // Statistics of an earlier run do without data; then there is nothing to measure on.
+        if cx.has_calibration() { measure(&float_model, model, &measured, cx) } else { Ok(()) }
     }
 }
 

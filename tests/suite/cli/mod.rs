@@ -6,6 +6,7 @@ mod evaluation;
 mod profile;
 mod reports;
 mod runs;
+mod statistics;
 
 /// A model with convolutions, and data to calibrate and judge it with: enough to work, few to be fast.
 const MODEL: &str = "fixtures/models/fmnist_mobilenet.onnx";
