@@ -4,30 +4,33 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Model, Tensor, ValueId};
-use optix_pipeline::{Batches, Cx, OracleError, PassError};
+use optix_pipeline::{Batch, Batches, Cx, OracleError, PassError};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::affine::Affine;
 use super::data_linter::{self, Seen, Watched};
-use super::excerpts::Excerpts;
 use super::observer::Observer;
-use super::output_error::{cut_of, relative_errors};
+use super::output_error::{Errors, Quantizers, Reference};
 use super::placement::Placement;
 use super::statistics::Statistics;
 
-/// Samples that excerpts are taken from when statistics were kept from an earlier run.
-const EXCERPT_SAMPLES: u64 = 16;
+/// Samples that are looked through for ones to measure on when statistics were kept from an earlier run.
+const LOOKED_THROUGH: u64 = 64;
 
-/// Gain at a layer's output, as a share of the error, below which a choice is not worth leaving `mse` for.
+/// Calibration samples for each one that is measured on: measuring is to cost a fifth of calibrating.
+const CALIBRATED_FOR_EACH: u64 = 40;
+
+/// Share of the error at the model's outputs that must be saved to leave `mse`.
 const WORTHWHILE: f64 = 0.02;
 
 /// How the range of an activation is chosen from what calibration saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RangeObserver {
-    /// For each tensor the one of `mse`, `min-max`, `percentile`, `entropy` and `mean-extremes` that loses
-    /// least at the outputs of the layers that read it, measured on a part of their inputs.
+    /// For each tensor the one of `mse`, `min-max` and `percentile` that loses least at the outputs of the
+    /// layers that read it, or one of them for all where the model's outputs lose less by that: measured on
+    /// some of the samples.
     #[default]
     Auto,
     /// The whole range seen.
@@ -50,8 +53,8 @@ pub enum RangeObserver {
 pub(super) struct Calibrated {
     /// Statistics of every value whose quantizer is its own.
     pub(super) observers: BTreeMap<ValueId, Observer>,
-    /// Parts of the inputs of layers, where the choice is measured.
-    excerpts: BTreeMap<ValueId, Excerpts>,
+    /// Samples to measure choices on.
+    samples: Vec<Batch>,
 }
 
 /// How ranges are chosen.
@@ -87,12 +90,10 @@ impl Choice {
 }
 
 /// What `auto` chooses from; the first is kept where the others do not gain.
-const CANDIDATES: [(RangeObserver, &str); 5] = [
+const CANDIDATES: [(RangeObserver, &str); 3] = [
     (RangeObserver::Mse, "mse"),
     (RangeObserver::MinMax, "min-max"),
     (RangeObserver::Percentile, "percentile"),
-    (RangeObserver::Entropy, "entropy"),
-    (RangeObserver::MeanExtremes, "mean-extremes"),
 ];
 
 /// Where the channels of values lie that layers with weights read or convolutions give.
@@ -121,12 +122,6 @@ pub(super) fn calibrate(
         placement.quantized.iter().filter(|(value, root)| value == root).map(|(value, _)| *value).collect();
     let axes = channel_axes(model, placement);
     let mut calibrated = Calibrated::default();
-    if choice.observer == RangeObserver::Auto {
-        let cuts =
-            placement.weighted.iter().filter_map(|weighted| Some((weighted.input, cut_of(model, weighted)?)));
-        // Where layers cut differently, the last one's windows are the widest that are sure to fit it.
-        calibrated.excerpts = cuts.map(|(value, cut)| (value, Excerpts::new(cut))).collect();
-    }
     let kept = match cx.statistics() {
         Some(kept) if !kept.given.is_empty() => Some(Statistics::read(&kept.given, model)?),
         _ => None,
@@ -135,15 +130,16 @@ pub(super) fn calibrate(
         Some(kept) => {
             calibrated.observers = kept.of(model, &roots)?;
             cx.count("calibration samples in statistics", kept.samples);
-            if cx.has_calibration() && !calibrated.excerpts.is_empty() {
-                stream(model, &mut calibrated, Some(EXCERPT_SAMPLES), cx)?;
+            if cx.has_calibration() && choice.observer == RangeObserver::Auto {
+                calibrated.samples = first_samples(model, kept.samples, cx)?;
             }
             (kept.samples, Seen::default())
         }
         None => {
             let observer = |value| (value, Observer::new(axes.get(&value).copied()));
             calibrated.observers = roots.iter().copied().map(observer).collect();
-            let (samples, seen) = stream(model, &mut calibrated, None, cx)?;
+            let (samples, seen) = stream(model, &mut calibrated.observers, cx)?;
+            calibrated.samples = seen.spread(measured(samples));
             cx.count("calibration samples", samples);
             if samples == 0 {
                 return Err(PassError::Options("the calibration data hold no samples".to_owned()));
@@ -161,35 +157,39 @@ pub(super) fn calibrate(
     Ok(calibrated)
 }
 
-/// Runs the model over the calibration data; with `most`, over so many samples and for excerpts alone.
+/// How many samples are measured on after so many were calibrated on.
+fn measured(samples: u64) -> usize {
+    (samples / CALIBRATED_FOR_EACH).clamp(2, 16) as usize
+}
+
+/// Samples to measure on, from the start of the data.
+fn first_samples(model: &Model, calibrated: u64, cx: &mut Cx<'_>) -> Result<Vec<Batch>, PassError> {
+    let (_, data) = cx.calibration()?;
+    let batches = data.batches(model).map_err(OracleError::from)?;
+    let seen = RefCell::new(Seen::default());
+    for batch in (Watched { batches, seen: &seen, most: Some(LOOKED_THROUGH) }) {
+        batch.map_err(OracleError::from)?;
+    }
+    Ok(seen.into_inner().spread(measured(calibrated)))
+}
+
+/// Runs the model over the calibration data.
 fn stream(
     model: &Model,
-    calibrated: &mut Calibrated,
-    most: Option<u64>,
+    observers: &mut BTreeMap<ValueId, Observer>,
     cx: &mut Cx<'_>,
 ) -> Result<(u64, Seen), PassError> {
-    let Calibrated { observers, excerpts } = calibrated;
-    let mut wanted: Vec<ValueId> = excerpts.keys().copied().collect();
-    if most.is_none() {
-        wanted.extend(observers.keys().filter(|value| !excerpts.contains_key(value)));
-    }
-    wanted.sort_unstable();
+    let wanted: Vec<ValueId> = observers.keys().copied().collect();
     let (oracle, data) = cx.calibration()?;
     let batches = data.batches(model).map_err(OracleError::from)?;
     let seen = RefCell::new(Seen::default());
-    let watched: Batches<'_> = &mut Watched { batches, seen: &seen, most };
+    let watched: Batches<'_> = &mut Watched { batches, seen: &seen, most: None };
     let samples = oracle.observe(model, &wanted, watched, &mut |value, tensor: &Tensor| {
         let elements = tensor
             .to_slice::<f32>()
             .map_err(|error| OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name())))?;
-        let (first, count) = seen.borrow().batch();
-        if most.is_none()
-            && let Some(observer) = observers.get_mut(&value)
-        {
-            observer.observe(&elements, tensor.shape(), count);
-        }
-        if let Some(excerpts) = excerpts.get_mut(&value) {
-            excerpts.offer(&elements, tensor.shape(), first, count);
+        if let Some(observer) = observers.get_mut(&value) {
+            observer.observe(&elements, tensor.shape(), seen.borrow().batch());
         }
         Ok(())
     })?;
@@ -203,93 +203,92 @@ pub(super) fn choose(
     placement: &Placement,
     calibrated: &Calibrated,
     cx: &mut Cx<'_>,
-) -> Result<BTreeMap<ValueId, Affine>, PassError> {
-    let roots: BTreeMap<ValueId, ValueId> = placement.quantized.iter().copied().collect();
-    let mut quantizers = BTreeMap::new();
-    let total = placement.quantized.len() as u64;
-    for (index, &(value, root)) in placement.quantized.iter().enumerate() {
-        let quantizer = match (quantizers.get(&root), calibrated.observers.get(&root)) {
-            (Some(&quantizer), _) => quantizer,
-            (None, Some(observer)) if choice.observer == RangeObserver::Auto => {
-                cx.progress("choosing ranges", index as u64, total)?;
-                let (name, quantizer) =
-                    measured_best(choice, model, placement, calibrated, &roots, root, observer, cx)?;
-                cx.count(&format!("ranges by {name}"), 1);
-                quantizer
-            }
-            (None, Some(observer)) => choice.quantizer(choice.observer, observer),
-            (None, None) => {
-                // Roots are observed; a value without one would be a bug of the placement.
-                cx.warn(format!("`{}` was not observed", model.value(value).name()));
-                Affine::asymmetric(0.0, 0.0, choice.dtype)
-            }
-        };
-        quantizers.insert(value, quantizer);
+) -> Result<Quantizers, PassError> {
+    if choice.observer == RangeObserver::Auto {
+        return measured_best(choice, model, placement, calibrated, cx);
     }
     if choice.observer == RangeObserver::Entropy {
         let fixed =
             calibrated.observers.values().filter(|observer| observer.entropy(choice.dtype).1 < 2).count();
         if fixed > 0 {
-            cx.warn(format!("the entropy observer had nothing to choose from for {fixed} activations: their whole range is used"));
+            cx.warn(format!(
+                "the entropy observer had nothing to choose from for {fixed} activations: their whole range is used"
+            ));
         }
     }
-    Ok(quantizers)
+    Ok(quantizers(placement, &|root| choice.quantizer(choice.observer, &calibrated.observers[&root])))
 }
 
-/// The candidate with the least error at the outputs of the layers that read the tensor, and its name. What
-/// reads it otherwise counts with the error of the tensor itself.
-#[expect(clippy::too_many_arguments, reason = "everything calibration knows, and what it is about")]
+/// The quantizers of all values, each made once for its root.
+fn quantizers(placement: &Placement, of_root: &dyn Fn(ValueId) -> Affine) -> Quantizers {
+    let mut made = Quantizers::new();
+    for &(value, root) in &placement.quantized {
+        let quantizer = made.get(&root).copied().unwrap_or_else(|| of_root(root));
+        made.insert(value, quantizer);
+    }
+    made
+}
+
+/// Quantizers that lose least at the model's outputs: of one observer for all, or of the observer with the
+/// least error at the layers that read each tensor.
 fn measured_best(
     choice: &Choice,
     model: &Model,
     placement: &Placement,
     calibrated: &Calibrated,
-    roots: &BTreeMap<ValueId, ValueId>,
-    root: ValueId,
-    observer: &Observer,
     cx: &mut Cx<'_>,
-) -> Result<(&'static str, Affine), PassError> {
-    let mut candidates: Vec<(&str, Affine)> = Vec::new();
+) -> Result<Quantizers, PassError> {
+    let mut candidates: Vec<(&str, Quantizers)> = Vec::new();
     for (how, name) in CANDIDATES {
-        let quantizer = choice.quantizer(how, observer);
-        let alike = |known: &Affine| {
-            known.zero_point == quantizer.zero_point && (known.scale / quantizer.scale - 1.0).abs() < 0.005
-        };
-        if !candidates.iter().any(|(_, known)| alike(known)) {
-            candidates.push((name, quantizer));
+        let made = quantizers(placement, &|root| choice.quantizer(how, &calibrated.observers[&root]));
+        if !candidates.iter().any(|(_, known)| *known == made) {
+            candidates.push((name, made));
         }
     }
-    let own = |value: ValueId| roots.get(&value) == Some(&root);
-    let layers: Vec<_> = placement
-        .weighted
-        .iter()
-        .filter(|weighted| own(weighted.input))
-        .filter_map(|weighted| Some((weighted, calibrated.excerpts.get(&weighted.input)?)))
-        .collect();
-    if candidates.len() < 2 || layers.is_empty() {
-        return Ok(candidates[0]);
+    let roots = placement.quantized.iter().filter(|(value, root)| value == root).count() as u64;
+    if candidates.len() < 2 || calibrated.samples.is_empty() {
+        cx.count(&format!("ranges by {}", candidates[0].0), roots);
+        return Ok(candidates.swap_remove(0).1);
     }
-    let quantizers: Vec<Affine> = candidates.iter().map(|(_, quantizer)| *quantizer).collect();
-    let mut errors = vec![0.0; candidates.len()];
-    for (weighted, excerpts) in layers {
-        let found = relative_errors(model, weighted, excerpts, &quantizers, cx)?;
-        errors.iter_mut().zip(found).for_each(|(sum, error)| *sum += error);
+    let reference = Reference::new(model, placement, &calibrated.samples, cx)?;
+    let mut errors: Vec<Errors> = Vec::new();
+    for (index, (_, quantizers)) in candidates.iter().enumerate() {
+        cx.progress("choosing ranges", index as u64, candidates.len() as u64 + 1)?;
+        errors.push(reference.errors(quantizers, choice.dtype, cx)?);
     }
-    let others = placement.reads.iter().filter(|(node, slot)| {
-        placement.bridges.contains(node) && model.node(*node).input(*slot).is_some_and(own)
-    });
-    let others = others.count() as f64;
-    if others > 0.0 {
-        for (error, quantizer) in errors.iter_mut().zip(&quantizers) {
-            let (signal, noise) = observer.signal_and_noise(quantizer);
-            if signal > 0.0 {
-                *error += others * noise / signal;
+    let root_of: BTreeMap<ValueId, ValueId> = placement.quantized.iter().copied().collect();
+    // Errors of the layers that read each tensor; what no layer reads goes with the best for the model.
+    let mut sums: BTreeMap<ValueId, Vec<f64>> = BTreeMap::new();
+    for (layer, weighted) in placement.weighted.iter().enumerate() {
+        if let Some(&root) = root_of.get(&weighted.input) {
+            let sums = sums.entry(root).or_insert_with(|| vec![0.0; errors.len()]);
+            sums.iter_mut().zip(&errors).for_each(|(sum, errors)| *sum += errors.layers[layer]);
+        }
+    }
+    let model_errors: Vec<f64> = errors.iter().map(|errors| errors.model).collect();
+    let uniform = least(&model_errors);
+    let of_root = |root: ValueId| sums.get(&root).map_or(uniform, |sums| least(sums));
+    let mixed = quantizers(placement, &|root| candidates[of_root(root)].1[&root]);
+    if !candidates.iter().any(|(_, known)| *known == mixed) {
+        let found = reference.errors(&mixed, choice.dtype, cx)?;
+        if found.model < model_errors[uniform] * (1.0 - WORTHWHILE) {
+            for (value, root) in &placement.quantized {
+                if value == root {
+                    cx.count(&format!("ranges by {}", candidates[of_root(*root)].0), 1);
+                }
             }
+            return Ok(mixed);
         }
     }
-    let best = (1..errors.len()).fold(0, |best, index| {
+    let (name, quantizers) = candidates.swap_remove(uniform);
+    cx.count(&format!("ranges by {name}"), roots);
+    Ok(quantizers)
+}
+
+/// The place of the least error; the first unless another saves something worthwhile.
+fn least(errors: &[f64]) -> usize {
+    (1..errors.len()).fold(0, |best, index| {
         let bar = if best == 0 { errors[0] * (1.0 - WORTHWHILE) } else { errors[best] };
         if errors[index] < bar { index } else { best }
-    });
-    Ok(candidates[best])
+    })
 }

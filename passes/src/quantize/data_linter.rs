@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 
-use optix_ir::{DType, Model, ValueId};
+use optix_ir::{DType, Model, Tensor, ValueId};
 use optix_pipeline::{Batch, Cx, DataError};
 
 use super::observer::Observer;
@@ -49,17 +49,70 @@ pub(super) struct Seen {
     equal: u64,
     /// The first of them.
     first_equal: Option<u64>,
+    /// Samples kept to measure on, with their numbers.
+    kept: Vec<(u64, Batch)>,
+    /// They are every first, second, fourth ... one, as binary logarithm.
+    spacing: u32,
+}
+
+/// Samples kept at most.
+const KEPT: usize = 32;
+
+/// Bytes of samples kept at most, unless one alone has more.
+const KEPT_BYTES: usize = 1 << 25;
+
+fn size(sample: &Batch) -> usize {
+    sample.feeds.iter().map(|(_, tensor)| tensor.bytes().len()).sum()
+}
+
+/// One sample of a batch with bytes of its own: a part would keep all of the batch in memory.
+fn alone(batch: &Batch, index: usize) -> Option<Batch> {
+    let mut sample = match batch.sample(index) {
+        Some(sample) => sample,
+        None if batch.count == 1 => batch.clone(),
+        None => return None,
+    };
+    for (_, tensor) in &mut sample.feeds {
+        let bytes = tensor.bytes().to_vec();
+        *tensor = Tensor::new(tensor.dtype(), tensor.shape().to_vec(), bytes.into()).ok()?;
+    }
+    sample.labels = None;
+    Some(sample)
 }
 
 impl Seen {
-    /// Number of the current batch's first sample, from 0, and its samples.
-    pub(super) fn batch(&self) -> (u64, usize) {
-        (self.before, self.count)
+    /// Samples of the current batch.
+    pub(super) fn batch(&self) -> usize {
+        self.count
+    }
+
+    /// So many of the samples, spread over all that were seen.
+    pub(super) fn spread(&self, count: usize) -> Vec<Batch> {
+        let wanted = count.min(self.kept.len());
+        (0..wanted).map(|index| self.kept[index * self.kept.len() / wanted].1.clone()).collect()
+    }
+
+    /// Keeps samples that are evenly apart, whatever the batches are.
+    fn keep(&mut self, batch: &Batch) {
+        for (number, index) in (self.before..).zip(0..batch.count) {
+            if number & ((1 << self.spacing) - 1) == 0
+                && let Some(sample) = alone(batch, index)
+            {
+                self.kept.push((number, sample));
+            }
+            let bytes: usize = self.kept.iter().map(|(_, sample)| size(sample)).sum();
+            if self.kept.len() > KEPT || (bytes > KEPT_BYTES && self.kept.len() > 1) {
+                self.spacing += 1;
+                let mask = (1 << self.spacing) - 1;
+                self.kept.retain(|(number, _)| number & mask == 0);
+            }
+        }
     }
 
     fn look(&mut self, batch: &Batch) {
         self.before += self.count as u64;
         self.count = batch.count;
+        self.keep(batch);
         for (index, hash) in batch.hashes.iter().enumerate() {
             let short = u64::from_le_bytes(std::array::from_fn(|byte| hash[byte]));
             if self.hashes.contains(&short) {

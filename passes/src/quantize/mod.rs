@@ -4,7 +4,6 @@ pub mod affine;
 mod calibrate;
 mod data_linter;
 mod embedding;
-mod excerpts;
 mod measure;
 pub mod observer;
 mod output_error;

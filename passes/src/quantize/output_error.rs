@@ -1,100 +1,161 @@
-//! Which range loses least, measured where it counts: at the outputs of the layers that read the tensor.
+//! Which ranges lose least, measured where it counts: at the outputs of layers and of the model.
 
-use optix_ir::{DType, Dim, Model, Node, Position, Tensor, Type, Use, ValueInfo};
-use optix_pipeline::{Cx, PassError};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use optix_ir::{DType, Model, ValueId};
+use optix_pipeline::{Batch, Batches, Cx, PassError};
 
 use super::affine::Affine;
-use super::excerpts::{Cut, Excerpts};
-use super::placement::WeightedNode;
+use super::placement::Placement;
+use super::rewrite;
 
-/// How the input of a layer is cut into excerpts; `None` when no part of it gives a part of the output.
-pub(super) fn cut_of(model: &Model, weighted: &WeightedNode) -> Option<Cut> {
-    let node = model.node(weighted.node);
-    let weights = model.constant(node.input(weighted.weight_slot)?)?;
-    match node.op_type.as_str() {
-        "Conv" => {
-            let kernel = weights.shape().get(2..)?;
-            let dilations = node.ints("dilations").unwrap_or_default();
-            let extent = |(axis, &size): (usize, &usize)| {
-                let dilation = dilations.get(axis).map_or(1, |dilation| (*dilation).max(1) as usize);
-                size.saturating_sub(1).saturating_mul(dilation).saturating_add(1)
-            };
-            Some(Cut::Window(kernel.iter().enumerate().map(extent).collect()))
-        }
-        "Gemm" => Some(Cut::Rows),
-        "MatMul" if weights.rank() == 2 => Some(Cut::Rows),
-        _ => None,
-    }
+/// Elements of a value compared in one sample, about; evenly apart when it has more.
+const ELEMENTS: usize = 1 << 14;
+
+/// Quantizers of all activations.
+pub(super) type Quantizers = BTreeMap<ValueId, Affine>;
+
+/// What the float model gives on some samples, to compare others with.
+pub(super) struct Reference<'a> {
+    model: &'a Model,
+    placement: &'a Placement,
+    samples: &'a [Batch],
+    /// Outputs of layers with weights, then of the model: looked at.
+    layers: Vec<ValueId>,
+    /// Some elements of each, by place in the lists above and by sample.
+    expected: BTreeMap<(usize, usize), Vec<f32>>,
 }
 
-/// The layer alone, with its weights and bias.
-fn alone(model: &Model, weighted: &WeightedNode, rank: usize) -> Option<Model> {
-    let node = model.node(weighted.node);
-    let mut part = Model::new();
-    part.ir_version = model.ir_version;
-    part.opset_imports = model.opset_imports.clone();
-    let main = part.main();
-    let dims = || std::iter::repeat_n(Dim::Unknown, rank);
-    let ty = || Some(Type::tensor(DType::F32, dims()));
-    let x = part.add_value(main, "x");
-    part.add_input(ValueInfo::new(x, ty()));
-    let weights = model.constant(node.input(weighted.weight_slot)?)?.clone();
-    let mut inputs = vec![x, part.add_constant(main, "w", weights)];
-    if let Some(bias) = weighted.bias_slot.and_then(|slot| model.constant(node.input(slot)?)) {
-        inputs.push(part.add_constant(main, "b", bias.clone()));
-    }
-    let mut own = Node::new(&node.op_type, inputs);
-    own.attributes = node.attributes.clone();
-    let (_, y) = part.add_node(main, Position::End, own, "y");
-    part.add_output(main, ValueInfo::new(y, ty()));
-    Some(part)
+/// Errors of one set of quantizers: sums of squared differences over sums of squares.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Errors {
+    /// At the output of each layer, in the placement's order.
+    pub(super) layers: Vec<f64>,
+    /// At the model's outputs: their mean.
+    pub(super) model: f64,
 }
 
-/// Whether a `Relu` is folded into the layer's output.
-fn has_relu(model: &Model, weighted: &WeightedNode) -> bool {
-    let output = model.node(weighted.node).output(0);
-    output != Some(weighted.output)
-        && output.is_some_and(|output| {
-            let uses = model.value(output).uses();
-            uses.iter().any(|used| matches!(used, Use::Node(user, 0) if model.node(*user).is("Relu")))
-        })
+/// Elements of a tensor, evenly apart.
+fn some(elements: &[f32]) -> Vec<f32> {
+    // An odd distance, so that it does not fall on the same column of every row.
+    let step = elements.len().div_ceil(ELEMENTS).max(1) | 1;
+    let step = if elements.len() <= ELEMENTS { 1 } else { step };
+    elements.iter().step_by(step).copied().collect()
 }
 
-/// Squared error of a layer's output over its squared sum, for each quantizer of its input alone: weights and
-/// everything before stay float. Zeros where there is nothing to measure on.
-pub(super) fn relative_errors(
+fn outputs(model: &Model) -> Vec<ValueId> {
+    model.graph(model.main()).outputs().iter().map(|info| info.value).collect()
+}
+
+/// Runs a model over samples; shows some elements of each wanted value that is float, with its place in
+/// `wanted` and the sample's.
+fn run(
     model: &Model,
-    weighted: &WeightedNode,
-    excerpts: &Excerpts,
-    quantizers: &[Affine],
+    wanted: &[ValueId],
+    samples: &[Batch],
     cx: &mut Cx<'_>,
-) -> Result<Vec<f64>, PassError> {
-    let nothing = vec![0.0; quantizers.len()];
-    let Some(input) = excerpts.tensor() else { return Ok(nothing) };
-    let Some(part) = alone(model, weighted, input.rank()) else { return Ok(nothing) };
-    let floats = input.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
-    // One run: the float input and behind it, along axis 0, every quantized one.
-    let mut fed = floats.to_vec();
-    for quantizer in quantizers {
-        fed.extend(floats.iter().map(|&x| quantizer.round_trip(x)));
+    show: &mut dyn FnMut(usize, usize, Vec<f32>),
+) -> Result<(), PassError> {
+    let mut places: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
+    for (place, &value) in wanted.iter().enumerate() {
+        places.entry(value).or_default().push(place);
     }
-    let mut shape = input.shape().to_vec();
-    shape[0] *= quantizers.len() + 1;
-    let feeds = [("x".to_owned(), Tensor::from_vec(shape, fed))];
-    let found = cx.oracle().outputs(&part, &feeds)?;
-    let Some(found) = found.first().and_then(|found| found.to_slice::<f32>().ok()) else {
-        return Ok(nothing);
-    };
-    let size = found.len() / (quantizers.len() + 1);
-    let relu = has_relu(model, weighted);
-    let value = |x: f32| f64::from(if relu { x.max(0.0) } else { x });
-    let (expected, others) = found.split_at(size);
-    let signal: f64 = expected.iter().map(|&x| value(x) * value(x)).sum();
-    if size == 0 || signal.is_nan() || signal <= 0.0 {
-        return Ok(nothing);
+    let once: Vec<ValueId> = places.keys().copied().collect();
+    let given = Cell::new(0usize);
+    let batches: Batches<'_> = &mut samples.iter().map(|sample| {
+        given.set(given.get() + 1);
+        Ok(sample.clone())
+    });
+    cx.oracle().observe(model, &once, batches, &mut |value, tensor| {
+        if tensor.dtype() == DType::F32
+            && let Ok(elements) = tensor.to_slice::<f32>()
+        {
+            let kept = some(&elements);
+            for &place in &places[&value] {
+                show(place, given.get() - 1, kept.clone());
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+impl<'a> Reference<'a> {
+    /// Runs the float model over some samples.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub(super) fn new(
+        model: &'a Model,
+        placement: &'a Placement,
+        samples: &'a [Batch],
+        cx: &mut Cx<'_>,
+    ) -> Result<Reference<'a>, PassError> {
+        let layers: Vec<ValueId> = placement.weighted.iter().map(|weighted| weighted.output).collect();
+        let wanted: Vec<ValueId> = layers.iter().copied().chain(outputs(model)).collect();
+        let mut expected = BTreeMap::new();
+        run(model, &wanted, samples, cx, &mut |place, sample, elements| {
+            expected.insert((place, sample), elements);
+        })?;
+        Ok(Reference { model, placement, samples, layers, expected })
     }
-    let noise = |other: &[f32]| -> f64 {
-        expected.iter().zip(other).map(|(&a, &b)| (value(a) - value(b)).powi(2)).sum()
-    };
-    Ok(others.chunks_exact(size).map(|other| noise(other) / signal).collect())
+
+    /// Runs the model with these quantizers on its activations; weights stay float.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub(super) fn errors(
+        &self,
+        quantizers: &Quantizers,
+        dtype: DType,
+        cx: &mut Cx<'_>,
+    ) -> Result<Errors, PassError> {
+        let model = self.with(quantizers, dtype)?;
+        let wanted: Vec<ValueId> = self.layers.iter().copied().chain(outputs(&model)).collect();
+        let mut sums = vec![(0f64, 0f64); wanted.len()];
+        run(&model, &wanted, self.samples, cx, &mut |place, sample, found| {
+            let Some(expected) =
+                self.expected.get(&(place, sample)).filter(|known| known.len() == found.len())
+            else {
+                return;
+            };
+            for (&a, &b) in expected.iter().zip(&found) {
+                sums[place].0 += f64::from(a) * f64::from(a);
+                sums[place].1 += (f64::from(a) - f64::from(b)).powi(2);
+            }
+        })?;
+        // What overflows or is not a number is the worst of all.
+        let relative = |&(signal, noise): &(f64, f64)| match (signal > 0.0, noise.is_finite()) {
+            (true, true) => noise / signal,
+            (false, true) => 0.0,
+            _ => f64::INFINITY,
+        };
+        let (layers, outputs) = sums.split_at(self.layers.len());
+        let model = outputs.iter().map(relative).sum::<f64>() / outputs.len().max(1) as f64;
+        Ok(Errors { layers: layers.iter().map(relative).collect(), model })
+    }
+
+    /// The model with quantizers behind its activations and with float weights.
+    fn with(&self, quantizers: &Quantizers, dtype: DType) -> Result<Model, PassError> {
+        let mut model = self.model.clone();
+        let reads: Vec<_> = self
+            .placement
+            .reads
+            .iter()
+            .filter_map(|&(node, slot)| Some((node, slot, model.node(node).input(slot)?)))
+            .collect();
+        let mut dequantized = BTreeMap::new();
+        for &(value, _) in &self.placement.quantized {
+            let Some(quantizer) = quantizers.get(&value) else { continue };
+            let everybody = self.placement.resident.contains(&value);
+            dequantized.insert(value, rewrite::insert_pair(&mut model, value, quantizer, dtype, everybody)?);
+        }
+        for (node, slot, value) in reads {
+            if let Some(&new) = dequantized.get(&value) {
+                model.set_input(node, slot, Some(new));
+            }
+        }
+        Ok(model)
+    }
 }

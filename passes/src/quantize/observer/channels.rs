@@ -57,31 +57,30 @@ pub(super) enum Channels {
 
 /// One channel's part of a sample.
 #[derive(Clone, Copy)]
-struct Part {
-    min: f32,
-    max: f32,
-    sum: f64,
+pub(super) struct Part {
+    pub(super) min: f32,
+    pub(super) max: f32,
+    pub(super) sum: f64,
 }
 
 impl Channels {
-    /// Takes in one sample: finite elements of a tensor of that shape.
-    pub(super) fn add(&mut self, elements: &[f32], shape: &[usize]) {
-        let Channels::Along(axis, channels) = self else { return };
+    /// What a sample, elements of a tensor of that shape, is made of; `None` where channels are not told apart.
+    pub(super) fn parts(&mut self, elements: &[f32], shape: &[usize]) -> Option<Vec<Part>> {
+        let Channels::Along(axis, channels) = self else { return None };
         let from_start = if *axis < 0 { *axis + shape.len() as i64 } else { *axis };
         let place = usize::try_from(from_start).ok().filter(|place| *place < shape.len());
         let Some(place) = place else {
             *self = Channels::Varying;
-            return;
+            return None;
         };
         let (number, inner) = (shape[place], shape[place + 1..].iter().product::<usize>());
         if elements.is_empty() {
-            return;
+            return None;
         }
         if number > MOST || (!channels.is_empty() && channels.len() != number) {
             *self = Channels::Varying;
-            return;
+            return None;
         }
-        channels.resize_with(number, Channel::default);
         let nothing = Part { min: f32::INFINITY, max: f32::NEG_INFINITY, sum: 0.0 };
         let mut parts = vec![nothing; number];
         if inner == 1 {
@@ -104,8 +103,14 @@ impl Channels {
                 *part = Part { min: part.min.min(min), max: part.max.max(max), sum: part.sum + sum };
             }
         }
-        let each = (elements.len() / number) as u64;
-        for (channel, part) in channels.iter_mut().zip(&parts) {
+        Some(parts)
+    }
+
+    /// Takes in a sample of finite elements, `each` of a channel.
+    pub(super) fn add(&mut self, parts: &[Part], each: u64) {
+        let Channels::Along(_, channels) = self else { return };
+        channels.resize_with(parts.len(), Channel::default);
+        for (channel, part) in channels.iter_mut().zip(parts) {
             channel.count += each;
             channel.min = channel.min.min(part.min);
             channel.max = channel.max.max(part.max);

@@ -24,8 +24,6 @@ pub(super) struct Density {
     pub(super) counts: Vec<u64>,
     /// Least and greatest value.
     pub(super) ends: (f64, f64),
-    /// Values that were zero.
-    pub(super) zeros: u64,
     /// What lies below each bin's left edge; one more than there are bins.
     below: Vec<Sums>,
 }
@@ -39,8 +37,7 @@ impl Density {
         let last = |side: &[u64]| side.iter().rposition(|count| *count > 0).map_or(0, |bin| bin + 1);
         let (down, up) = (last(negative), last(positive));
         let counts: Vec<u64> = negative[..down].iter().rev().chain(&positive[..up]).copied().collect();
-        let mut density =
-            Density { width, first: -(down as i64), counts, ends, zeros: observer.zeros, below: Vec::new() };
+        let mut density = Density { width, first: -(down as i64), counts, ends, below: Vec::new() };
         let mut sum = Sums::default();
         density.below.push(sum);
         for (bin, &count) in density.counts.iter().enumerate() {

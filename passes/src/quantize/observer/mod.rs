@@ -121,7 +121,15 @@ impl Observer {
     /// Takes in what belongs together, be it one sample or several that cannot be told apart.
     fn observe_one(&mut self, elements: &[f32], shape: &[usize], samples: u64) {
         self.samples += samples;
-        let (min, max, sum) = scan(elements);
+        let parts = self.channels.parts(elements, shape);
+        let (min, max, sum) = match &parts {
+            Some(parts) => {
+                parts.iter().fold((f32::INFINITY, f32::NEG_INFINITY, 0.0), |(min, max, sum), part| {
+                    (min.min(part.min), max.max(part.max), sum + part.sum)
+                })
+            }
+            None => scan(elements),
+        };
         if !sum.is_finite() {
             let nan = elements.iter().filter(|x| x.is_nan()).count();
             let kept: Vec<f32> = elements.iter().copied().filter(|x| x.is_finite()).collect();
@@ -135,7 +143,9 @@ impl Observer {
             self.take(&kept, min, max);
             return;
         }
-        self.channels.add(elements, shape);
+        if let Some(parts) = parts {
+            self.channels.add(&parts, (elements.len() / parts.len()) as u64);
+        }
         self.take(elements, min, max);
     }
 
