@@ -127,6 +127,10 @@ pub struct Data {
     /// Use at most so many calibration samples.
     #[arg(long, value_name = "N")]
     pub calib_samples: Option<u64>,
+    /// Calibration statistics: made from the calibration data where the file is not there, used instead of
+    /// them where it is; may be repeated, then all must be there and are put together in order.
+    #[arg(long, value_name = "FILE")]
+    pub stats: Vec<PathBuf>,
     /// Evaluation data: the report compares the model before and after on them.
     #[arg(long, value_name = "DATA")]
     pub eval: Option<PathBuf>,
@@ -226,14 +230,15 @@ pub enum Command {
         /// ONNX file.
         model: PathBuf,
         /// Static needs calibration data (`--calib`); dynamic works out ranges while the model runs.
-        /// [default: static with --calib, dynamic without]
+        /// [default: static with --calib or --stats, dynamic without]
         #[arg(long, value_enum)]
         method: Option<Method>,
         /// One scale for each output channel of the weights.
         #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
         per_channel: Option<bool>,
-        /// How ranges of activations are chosen.
-        #[arg(long, value_name = "min-max|mse")]
+        /// How ranges of activations are chosen: auto, min-max, moving-average, mean-extremes, percentile,
+        /// entropy or mse (docs/quantization.md). [default: auto]
+        #[arg(long, value_name = "NAME")]
         observer: Option<String>,
         /// Integer type of activations.
         #[arg(long, value_name = "uint8|int8")]

@@ -52,6 +52,7 @@ pub fn apply(
         seed: recipe.seed,
         progress: &bars,
         deployment: None,
+        statistics: None,
         cancel: setup::cancel_on_interrupt(),
     };
     let options = RunOptions {

@@ -19,6 +19,7 @@ mod quantize;
 mod recipes;
 mod run;
 mod setup;
+mod statistics;
 
 use anyhow::Context;
 use clap::CommandFactory;

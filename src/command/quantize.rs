@@ -27,8 +27,11 @@ pub fn quantize(
     data: &Data,
     debugging: &Debugging,
 ) -> anyhow::Result<()> {
-    let method =
-        options.method.unwrap_or(if data.calib.is_some() { Method::Static } else { Method::Dynamic });
+    let method = options.method.unwrap_or(if data.calib.is_some() || !data.stats.is_empty() {
+        Method::Static
+    } else {
+        Method::Dynamic
+    });
     let (recipe, step) = match method {
         Method::Static => ("int8-static", "quantize-static"),
         Method::Dynamic => ("int8-dynamic", "quantize-dynamic"),

@@ -13,6 +13,7 @@ use optix_pipeline::runner::{self, RunOptions};
 use optix_pipeline::{Deployment, Layer, Override, Recipe, Requirements, Resources};
 
 use super::setup::{self, CalibrationData};
+use super::statistics::StatisticsFiles;
 use super::{evaluation, latency, lock, recipes};
 use crate::exit::Missed;
 use crate::{report, screen};
@@ -159,6 +160,7 @@ pub fn run_recipe(
             Some(CalibrationData::new(dataset, path.display().to_string()))
         }
     };
+    let mut statistics = StatisticsFiles::open(&data.stats)?;
     let evaluation_data = match &recipe.data.eval {
         None => None,
         Some(path) => Some((path, setup::real_dataset(global, path, recipe.data.eval_samples)?)),
@@ -169,17 +171,20 @@ pub fn run_recipe(
         dataset.bind(&setup::inputs(&loaded.model)?, setup::BATCH)?;
     }
     // What is only read must survive, even where the model itself is replaced.
+    let made = statistics.as_ref().and_then(|statistics| statistics.make.clone());
+    let used = data.stats.iter().filter(|_| made.is_none()).cloned();
     let files: Vec<PathBuf> =
-        datasets.iter().flat_map(|dataset| dataset.files()).chain(origin.file.clone()).collect();
+        datasets.iter().flat_map(|dataset| dataset.files()).chain(origin.file.clone()).chain(used).collect();
     let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     OutFile::check(&target, &inputs)?;
     inputs.extend(loaded.sources.iter().map(|source| source.path()));
     output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
+    made.iter().try_for_each(|path| OutFile::check(path, &inputs))?;
     let lock_path = lock::path(&target, output.lock);
     if let Some(path) = &lock_path {
         lock::check_target(path, &inputs)?;
     }
-    let outputs = output.report.iter().chain([&target]).chain(&lock_path);
+    let outputs = output.report.iter().chain([&target]).chain(&lock_path).chain(&made);
     OutFile::check_distinct(&outputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
     let mut oracle = setup::engine(global)?;
     let mut deployment = setup::deployment(global, output.deploy.as_deref())?;
@@ -190,6 +195,7 @@ pub fn run_recipe(
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
+            statistics: statistics.as_mut().map(|statistics| &mut statistics.kept),
             seed: recipe.seed,
             progress: &bars,
             deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),
@@ -328,6 +334,9 @@ pub fn run_recipe(
     if output.keep_failed || facts.requirements.iter().all(|requirement| requirement.met) {
         prepared.commit()?;
         locked.map_or(Ok(()), |(file, _)| file.commit())?;
+    }
+    if let Some(statistics) = statistics {
+        statistics.save()?;
     }
     facts.seconds = started.elapsed().as_secs_f64();
     finish(global, output, &facts)

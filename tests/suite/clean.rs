@@ -34,6 +34,7 @@ fn clean(model: &mut Model, oracle: &mut EngineOracle, check: bool) -> Result<()
     let mut resources = Resources {
         oracle,
         calibration: None,
+        statistics: None,
         seed: recipe.seed,
         progress: &NoProgress,
         deployment: None,

@@ -124,6 +124,7 @@ fn run(fault: &str, replay: Option<Decisions>) -> Result<Done, RunError> {
         seed: 0,
         progress: &NoProgress,
         deployment: None,
+        statistics: None,
         cancel: CancelToken::new(),
     };
     let replay = replay.map(|decisions| [("decider".to_owned(), decisions)].into());

@@ -59,6 +59,7 @@ fn run(spec: &PassSpec, model: &mut Model) {
         oracle: &mut EngineOracle::new(engine, LoadOptions::default()),
         // Passes that need data see random ones.
         calibration: Some(&Drawn { seed: 0, batches: 4 }),
+        statistics: None,
         seed: 0,
         progress: &NoProgress,
         deployment: None,

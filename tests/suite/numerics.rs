@@ -116,6 +116,7 @@ fn variants(model: &Model) -> Vec<Variant> {
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: None,
+            statistics: None,
             seed: recipe.seed,
             progress: &NoProgress,
             deployment: None,

@@ -46,6 +46,8 @@ fn run(model: &mut Model, options: &str, samples: Option<&Samples>) -> Result<Ch
         calibration: samples.map(|samples| samples as &dyn Calibration),
         seed: 0,
         progress: &NoProgress,
+        deployment: None,
+        statistics: None,
         cancel: CancelToken::new(),
     };
     let steps = runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {});

@@ -57,6 +57,7 @@ fn run(
         seed: 0,
         progress: &NoProgress,
         deployment: deployment.map(|table| table as &mut dyn Deployment),
+        statistics: None,
         cancel: CancelToken::new(),
     };
     runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {})

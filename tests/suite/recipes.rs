@@ -91,7 +91,7 @@ fn errors_point_to_the_place() {
         ),
         (
             "version = 1\n[[step]]\npass = \"quantize-static\"\nper-chanel = true\n",
-            "my.toml:4:1: pass `quantize-static` has no option `per-chanel`; did you mean `per-channel`? (it has: activation-type, embeddings, exclude, observer, only-faster, per-channel)\n  |\n4 | per-chanel = true\n  | ^",
+            "my.toml:4:1: pass `quantize-static` has no option `per-chanel`; did you mean `per-channel`? (it has: activation-type, embeddings, exclude, min-sqnr, observer, only-faster, per-channel, percentile, saturation)\n  |\n4 | per-chanel = true\n  | ^",
         ),
         (
             "version = 1\n[[step]]\npass = \"quantize-static\"\nper-channel = \"yes\"\n",
@@ -99,7 +99,7 @@ fn errors_point_to_the_place() {
         ),
         (
             "version = 1\n[[step]]\npass = \"quantize-static\"\nobserver = \"min-mac\"\n",
-            "my.toml:4:12: unknown variant `min-mac`, expected `min-max` or `mse`; did you mean `min-max`?\n  |\n4 | observer = \"min-mac\"\n  |            ^",
+            "my.toml:4:12: unknown variant `min-mac`, expected one of `auto`, `min-max`, `moving-average`, `mean-extremes`, `percentile`, `entropy`, `mse`; did you mean `min-max`?\n  |\n4 | observer = \"min-mac\"\n  |            ^",
         ),
         (
             "version = 1\n[[step]]\npass = \"eliminate-dead\"\nlimit = 1\n",

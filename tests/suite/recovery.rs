@@ -100,6 +100,8 @@ fn run(source: &str, step: &str) -> Made {
         calibration: Some(&Drawn { seed: 1, batches: 8 }),
         seed: 0,
         progress: &NoProgress,
+        deployment: None,
+        statistics: None,
         cancel: CancelToken::new(),
     };
     let mut steps = runner::run(&recipe, &mut after, &mut resources, &RunOptions::default(), &mut |_, _| {})

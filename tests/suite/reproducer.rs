@@ -54,6 +54,7 @@ fn a_pass_at_fault_leaves_what_it_takes_to_see_it_again() {
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: None,
+            statistics: None,
             seed: recipe.seed,
             progress: &NoProgress,
             deployment: None,

@@ -1,5 +1,6 @@
 //! A pass's only way out: data, engine, randomness, and the record of what it did.
 
+use bytes::Bytes;
 use optix_base::Limits;
 use optix_data::{Batch, DataError};
 use optix_ir::patch::{Applied, Patch};
@@ -44,12 +45,23 @@ impl Progress for NoProgress {
     fn tick(&self, _: &str, _: u64, _: u64) {}
 }
 
+/// Calibration statistics kept from one run to the next, as the passes that make them write them.
+#[derive(Clone, Debug, Default)]
+pub struct KeptStatistics {
+    /// Files of earlier runs, each with its name, to be used instead of the data.
+    pub given: Vec<(String, Bytes)>,
+    /// What this run gathered, to be kept.
+    pub made: Option<Vec<u8>>,
+}
+
 /// What a run lends to its passes.
 pub struct Resources<'a> {
     /// The engine.
     pub oracle: &'a mut dyn Oracle,
     /// Calibration data, when the user gave some.
     pub calibration: Option<&'a dyn Calibration>,
+    /// Calibration statistics, when the user wants them kept or used again.
+    pub statistics: Option<&'a mut KeptStatistics>,
     /// Seed of everything random.
     pub seed: u64,
     /// Where progress goes.
@@ -64,6 +76,7 @@ pub struct Resources<'a> {
 pub struct Cx<'a> {
     oracle: &'a mut dyn Oracle,
     calibration: Option<&'a dyn Calibration>,
+    statistics: Option<&'a mut KeptStatistics>,
     seed: u64,
     progress: &'a dyn Progress,
     deployment: Option<&'a mut dyn Deployment>,
@@ -86,6 +99,7 @@ impl<'a> Cx<'a> {
         Cx {
             oracle: &mut *resources.oracle,
             calibration: resources.calibration,
+            statistics: resources.statistics.as_deref_mut(),
             seed: resources.seed,
             progress: resources.progress,
             deployment: resources
@@ -226,6 +240,11 @@ impl<'a> Cx<'a> {
     /// Whether the run has calibration data, for passes that can do without.
     pub fn has_calibration(&self) -> bool {
         self.calibration.is_some()
+    }
+
+    /// Calibration statistics of earlier runs and of this one, when the user wants them kept or used again.
+    pub fn statistics(&mut self) -> Option<&mut KeptStatistics> {
+        self.statistics.as_deref_mut()
     }
 
     /// The limits of the run, for a budget.

@@ -8,6 +8,7 @@ pub mod check;
 mod context;
 mod decisions;
 mod deployment;
+mod fingerprint;
 pub mod lock;
 pub mod naming;
 mod oracle;
@@ -22,9 +23,10 @@ mod schema;
 pub use optix_data::{Batch, Bound, DataError, Dataset, Difference, InputSpec, Ratio};
 
 pub use changes::{Changes, Layer, Skip};
-pub use context::{Calibration, Cx, NoProgress, Progress, Resources};
+pub use context::{Calibration, Cx, KeptStatistics, NoProgress, Progress, Resources};
 pub use decisions::{DecisionError, Decisions};
 pub use deployment::{Deployment, KernelTime};
+pub use fingerprint::fingerprint;
 pub use oracle::{Batches, Case, NoOracle, Oracle, OracleError, PairVisitor, Visitor};
 pub use packed::{PackedBits, PackedFloats};
 pub use pass::{

@@ -177,7 +177,9 @@ pub fn run(
 
 fn check_requires(step: &Step, resources: &Resources<'_>, options: &RunOptions) -> Result<(), String> {
     let has_decisions = options.replay.is_some();
-    if step.pass.requires().calibration && resources.calibration.is_none() && !has_decisions {
+    let has_statistics = resources.statistics.as_ref().is_some_and(|kept| !kept.given.is_empty());
+    let has_data = resources.calibration.is_some() || has_statistics || has_decisions;
+    if step.pass.requires().calibration && !has_data {
         return Err(format!(
             "pass `{}` needs calibration data: give `--calib PATH` or `[data] calib` in the recipe",
             step.spec.name

@@ -32,7 +32,11 @@ impl Affine {
             return Affine { scale: 1.0, zero_point: low.max(0), low, high };
         }
         let zero_point = (f64::from(low) - min / f64::from(scale)).round_ties_even();
-        Affine { scale, zero_point: zero_point.clamp(f64::from(low), f64::from(high)) as i32, low, high }
+        let zero_point = zero_point.clamp(f64::from(low), f64::from(high)) as i32;
+        // Rounding must not make the integer farthest from zero stand for infinity.
+        let farthest = (high - zero_point).max(zero_point - low) as f32;
+        let scale = if (scale * farthest).is_finite() { scale } else { (f32::MAX / farthest).next_down() };
+        Affine { scale, zero_point, low, high }
     }
 
     /// Symmetric quantizer to -127..=127 for magnitudes up to `max`.

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::affine::Affine;
-use super::calibrate::{RangeObserver, calibrate, choose};
+use super::calibrate::{Choice, RangeObserver, calibrate, choose};
 use super::decided;
 use super::faster;
 use super::measure::{Measured, measure};
@@ -71,6 +71,8 @@ pub struct QuantizeStatic {
     pub per_channel: bool,
     /// How ranges of activations are chosen.
     pub observer: RangeObserver,
+    /// Share of values in percent, above 50 and up to 100, that the observer `percentile` keeps.
+    pub percentile: f64,
     /// Integer type of activations.
     pub activation_type: ActivationType,
     /// What to do about kernels that clip sums of two products to int16.
@@ -92,6 +94,7 @@ impl Default for QuantizeStatic {
         QuantizeStatic {
             per_channel: true,
             observer: RangeObserver::default(),
+            percentile: 99.999,
             activation_type: ActivationType::default(),
             saturation: Saturation::default(),
             embeddings: true,
@@ -175,10 +178,14 @@ impl Pass for QuantizeStatic {
             return Ok(());
         }
         // Empty when a lock is applied: what they say beside the quantizers is for the ledger alone.
+        let dtype = self.activation_type.dtype();
+        let choice = Choice { observer: self.observer, percentile: self.percentile, dtype };
         let mut observers = BTreeMap::new();
         let quantizers = decided::quantizers(model, &placement, cx, |cx| {
-            observers = calibrate(model, &placement, cx)?;
-            Ok(choose(self.observer, self.activation_type.dtype(), model, &placement, &observers, cx))
+            let calibrated = calibrate(model, &placement, &choice, cx)?;
+            let chosen = choose(&choice, model, &placement, &calibrated, cx)?;
+            observers = calibrated.observers;
+            Ok(chosen)
         })?;
         let float_model = model.clone();
         let without = |float: &BTreeMap<NodeId, String>| {
@@ -190,6 +197,10 @@ impl Pass for QuantizeStatic {
         let float = decided::float_nodes(model, cx, |cx| {
             let mut float = BTreeMap::new();
             let mut left = std::borrow::Cow::Borrowed(&placement);
+            // Statistics of an earlier run do without data; then there is nothing to judge on.
+            if !cx.has_calibration() {
+                return Ok(float);
+            }
             if self.min_sqnr > 0.0 {
                 float = self.too_sensitive(model, &left, &observers, &quantizers, cx)?;
                 left = std::borrow::Cow::Owned(without(&float));
@@ -215,7 +226,7 @@ impl Pass for QuantizeStatic {
         }
         let measured: Measured =
             rewritten.measured.into_iter().map(|(row, old, new)| (before + row, old, new)).collect();
-        measure(&float_model, model, &measured, cx)
+        if cx.has_calibration() { measure(&float_model, model, &measured, cx) } else { Ok(()) }
     }
 }
 

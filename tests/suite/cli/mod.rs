@@ -7,6 +7,7 @@ mod locks;
 mod profile;
 mod reports;
 mod runs;
+mod statistics;
 
 /// A model with convolutions, and data to calibrate and judge it with: enough to work, few to be fast.
 const MODEL: &str = "fixtures/models/fmnist_mobilenet.onnx";

@@ -87,7 +87,7 @@ fn recipes() -> Vec<Row> {
         step(
             "step: value that is none of them",
             "pass = \"quantize-static\"\nobserver = \"mxe\"",
-            &["in/r.toml:5", "mxe", "expected `min-max` or `mse`"],
+            &["in/r.toml:5", "mxe", "expected one of `auto`, `min-max`"],
         ),
         missing("step: needs calibration", "in/r.toml", &["quantize-static", "--calib PATH"])
             .file("in/r.toml", "version = 1\n[[step]]\npass = \"quantize-static\"\n"),

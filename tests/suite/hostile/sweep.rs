@@ -179,6 +179,7 @@ fn treat(model: &Model) -> Result<(), String> {
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: None,
+            statistics: None,
             seed: 0,
             progress: &optix_pipeline::NoProgress,
             deployment: None,

@@ -1,0 +1,15 @@
+//! A model's identity.
+
+use optix_ir::Model;
+
+/// BLAKE3 over the model as ONNX: equal for models with the same graph, names and weights.
+///
+/// # Errors
+/// When the model cannot be written as ONNX.
+pub fn fingerprint(model: &Model) -> Result<[u8; 32], optix_io::IoError> {
+    let mut hasher = blake3::Hasher::new();
+    for segment in optix_io::onnx_segments(model)? {
+        hasher.update(&segment);
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
