@@ -20,4 +20,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<clean::ConvertOpset>(),
     PassSpec::of::<quantize::QuantizeStatic>(),
     PassSpec::of::<quantize::QuantizeDynamic>(),
+    PassSpec::of::<quantize::QuantizeWeights>(),
+    PassSpec::of::<quantize::ToQdq>(),
+    PassSpec::of::<quantize::ToQoperator>(),
 ];

@@ -10,6 +10,8 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("clean", include_str!("../../recipes/clean.toml")),
     ("int8-static", include_str!("../../recipes/int8-static.toml")),
     ("int8-dynamic", include_str!("../../recipes/int8-dynamic.toml")),
+    ("weight-only-int4", include_str!("../../recipes/weight-only-int4.toml")),
+    ("weight-only-int8", include_str!("../../recipes/weight-only-int8.toml")),
 ];
 
 /// The text of a built-in recipe.

@@ -91,7 +91,7 @@ impl Named for QuantizeStatic {
 }
 
 /// Operators whose presence means that a model is quantized already.
-const QUANTIZED: &[&str] = &[
+pub(super) const QUANTIZED: &[&str] = &[
     "QuantizeLinear",
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -103,6 +103,10 @@ const QUANTIZED: &[&str] = &[
     "QGemm",
     "QLinearAdd",
     "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulBnb4",
+    "GatherBlockQuantized",
+    "QAttention",
 ];
 
 /// Refuses a model that is quantized already.
