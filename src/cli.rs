@@ -225,12 +225,13 @@ pub enum Command {
         #[command(flatten)]
         debugging: Debugging,
     },
-    /// Quantize a model to 8 bits.
+    /// Quantize a model to 8 bits, or its weights alone to 8, 4 or 2.
     Quantize {
         /// ONNX file.
         model: PathBuf,
-        /// Static needs calibration data (`--calib`); dynamic works out ranges while the model runs.
-        /// [default: static with --calib or --stats, dynamic without]
+        /// Static needs calibration data (`--calib`); dynamic works out ranges while the model runs; weight-only
+        /// leaves activations float. [default: weight-only with --bits or --block-size, else static with --calib
+        /// or --stats, dynamic without]
         #[arg(long, value_enum)]
         method: Option<Method>,
         /// One scale for each output channel of the weights.
@@ -243,6 +244,12 @@ pub enum Command {
         /// Integer type of activations.
         #[arg(long, value_name = "uint8|int8")]
         activation_type: Option<String>,
+        /// Bits of a weight, for weight-only. [default: 4]
+        #[arg(long, value_name = "8|4|2")]
+        bits: Option<u32>,
+        /// Weights that share a scale, for weight-only: a power of two from 16 on, 0 for all of an output.
+        #[arg(long, value_name = "N")]
+        block_size: Option<usize>,
         /// Leave nodes of this name alone, `*` for any run of characters; may be repeated.
         #[arg(long, value_name = "NAME")]
         exclude: Vec<String>,
@@ -517,4 +524,6 @@ pub enum Method {
     Static,
     /// Ranges computed while the model runs.
     Dynamic,
+    /// Integers for weights, activations stay float.
+    WeightOnly,
 }

@@ -27,4 +27,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<quantize::CompressWeights>(),
     PassSpec::of::<quantize::CertifyOverflow>(),
     PassSpec::of::<precision::ConvertPrecision>(),
+    PassSpec::of::<quantize::QuantizeWeights>(),
+    PassSpec::of::<quantize::ToQdq>(),
+    PassSpec::of::<quantize::ToQoperator>(),
 ];

@@ -40,6 +40,8 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             per_channel,
             observer,
             activation_type,
+            bits,
+            block_size,
             exclude,
             set,
             output,
@@ -51,6 +53,8 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
                 per_channel: *per_channel,
                 observer: observer.as_deref(),
                 activation_type: activation_type.as_deref(),
+                bits: *bits,
+                block_size: *block_size,
                 exclude,
             };
             quantize::quantize(global, model, &options, set, output, data, debugging)

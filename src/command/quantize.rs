@@ -14,6 +14,8 @@ pub struct Options<'a> {
     pub per_channel: Option<bool>,
     pub observer: Option<&'a str>,
     pub activation_type: Option<&'a str>,
+    pub bits: Option<u32>,
+    pub block_size: Option<usize>,
     pub exclude: &'a [String],
 }
 
@@ -27,27 +29,37 @@ pub fn quantize(
     data: &Data,
     debugging: &Debugging,
 ) -> anyhow::Result<()> {
-    let method = options.method.unwrap_or(if data.calib.is_some() || !data.stats.is_empty() {
-        Method::Static
-    } else {
-        Method::Dynamic
+    let is_calibrated = data.calib.is_some() || !data.stats.is_empty();
+    let method = options.method.unwrap_or(match (options.bits, options.block_size) {
+        (None, None) if is_calibrated => Method::Static,
+        (None, None) => Method::Dynamic,
+        _ => Method::WeightOnly,
     });
     let (recipe, step) = match method {
         Method::Static => ("int8-static", "quantize-static"),
         Method::Dynamic => ("int8-dynamic", "quantize-dynamic"),
+        Method::WeightOnly if options.bits == Some(8) => ("weight-only-int8", "quantize-weights"),
+        Method::WeightOnly => ("weight-only-int4", "quantize-weights"),
     };
     let given = [
         ("per-channel", options.per_channel.map(|value| value.to_string())),
         ("observer", options.observer.map(quoted)),
         ("activation-type", options.activation_type.map(quoted)),
+        ("bits", options.bits.map(|value| value.to_string())),
+        ("block-size", options.block_size.map(|value| value.to_string())),
         ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(options.exclude)))),
     ];
-    let overrides: Vec<Override> = given
+    let mut overrides: Vec<Override> = given
         .into_iter()
         .filter_map(|(option, value)| {
             Some(Override { step: step.into(), option: option.into(), value: value? })
         })
         .collect();
+    if method == Method::WeightOnly && options.bits == Some(2) {
+        // Types of 2 bits came with operator set 25.
+        let (step, option) = ("convert-opset".to_owned(), "version".to_owned());
+        overrides.push(Override { step, option, value: "25".to_owned() });
+    }
     let text = recipes::find(recipe).unwrap_or_default();
     let origin =
         Origin { text: text.to_owned(), name: format!("recipe {recipe}"), directory: None, file: None };

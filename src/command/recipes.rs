@@ -13,6 +13,8 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("int8-weights", include_str!("../../recipes/int8-weights.toml")),
     ("f16", include_str!("../../recipes/f16.toml")),
     ("bf16-weights", include_str!("../../recipes/bf16-weights.toml")),
+    ("weight-only-int4", include_str!("../../recipes/weight-only-int4.toml")),
+    ("weight-only-int8", include_str!("../../recipes/weight-only-int8.toml")),
 ];
 
 /// The text of a built-in recipe.

@@ -277,16 +277,26 @@ fn q_gemm(call: &Call<'_>) -> Result<Vec<Tensor>, OpError> {
         let &[rows, columns] = call.input(slot)?.shape() else {
             return Err(call.invalid(format!("input {slot} is no matrix")));
         };
-        let zero = call.optional(slot + 2).map_or(1, Tensor::len);
-        if zero > 1 && (slot == 0 || flag(name)) {
+        let zero = call.optional(slot + 2);
+        if slot == 0 && zero.is_some_and(|zero| zero.len() > 1) {
             return Err(call.unsupported("more than one zero point"));
         }
-        let values = shifted(call, slot, slot + 2)?;
-        operands.push(if flag(name) {
-            (crate::matmul::transpose(&values, rows, columns), vec![columns, rows])
-        } else {
-            (values, vec![rows, columns])
-        });
+        let tensor = call.input(slot)?;
+        if !tensor.dtype().is_integer() {
+            return Err(call.wrong_type(slot, tensor.dtype()));
+        }
+        let mut values = tensor.to_f64s().map_err(|error| call.tensor_error(error))?;
+        let mut shape = vec![rows, columns];
+        if flag(name) {
+            values = crate::matmul::transpose(&values, rows, columns);
+            shape = vec![columns, rows];
+        }
+        // Zero points go by outputs: columns once the matrix is turned.
+        if let Some(zero) = zero {
+            let zeros = per_column(call, slot + 2, zero, &shape)?;
+            values.iter_mut().zip(zeros).for_each(|(value, zero)| *value -= zero);
+        }
+        operands.push((values, shape));
     }
     let [(a, a_shape), (b, b_shape)] = &operands[..] else { unreachable!("two operands") };
     let (mut sums, shape) = crate::matmul::float_product(call, (a, a_shape), (b, b_shape))?;

@@ -1,15 +1,21 @@
 //! Raising the version of the standard operator set.
 
-use optix_ir::{AttributeValue, Model, Node, NodeId, Position, Tensor, ValueId};
+use optix_ir::{GraphId, Model, NodeId};
 use optix_pipeline::{Cx, Family, Interface, Named, Numerics, Pass, PassError, Promises, Requires, Topology};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// Raises the version of the standard operator set to 13, which quantization with a scale a channel needs.
+use super::opset_changes::{self, NEWEST, OLDEST};
+
+/// Raises the version of the standard operator set, by default to 13, which quantization with a scale a
+/// channel needs; 4-bit weights need 21 and 2-bit weights 25.
 ///
-/// Reads versions 11 and 12 and leaves newer models alone. Operators whose form changed are rewritten:
-/// Squeeze, Unsqueeze, Split and ReduceSum take their axes as inputs, Softmax, LogSoftmax and Hardmax
-/// work along one axis. A model that has one of these in a form that cannot be rewritten is refused.
+/// Reads versions from 11 on and leaves models alone that are new enough. Operators whose form changed on
+/// the way are rewritten: those that take their axes, or the sizes of their parts, as inputs now (Squeeze,
+/// Unsqueeze, Split, all reductions, DFT), Softmax, LogSoftmax and Hardmax, which work along one axis,
+/// Dropout, RoiAlign and GridSample. A model that has a node in a form that cannot be rewritten is refused,
+/// and all such nodes are named: batch normalizations that train, group normalizations before 21, and pools
+/// whose output is rounded up. The IR version becomes the least one that allows the new operator set.
 ///
 /// ```text
 /// <ir_version: 6, opset_import: ["" : 11]>
@@ -27,16 +33,36 @@ use serde::Deserialize;
 ///     y = Softmax <axis = 1> (a)
 /// }
 /// ```
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-pub struct ConvertOpset {}
+pub struct ConvertOpset {
+    /// The version to raise to, 13 to 25.
+    pub version: i64,
+}
+
+impl Default for ConvertOpset {
+    fn default() -> Self {
+        ConvertOpset { version: 13 }
+    }
+}
 
 impl Named for ConvertOpset {
     const NAME: &'static str = "convert-opset";
     const FAMILY: Family = Family::Clean;
 }
 
-const TARGET: i64 = 13;
+/// The least IR version that a version of the operator set, 13 or newer, came with.
+fn ir_version(opset: i64) -> i64 {
+    match opset {
+        ..=14 => 7,
+        15..=18 => 8,
+        19..=20 => 9,
+        21..=22 => 10,
+        23 => 11,
+        24 => 12,
+        _ => 13,
+    }
+}
 
 impl Pass for ConvertOpset {
     fn requires(&self) -> Requires {
@@ -48,93 +74,69 @@ impl Pass for ConvertOpset {
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
-        let version = model.opset_version(model.main(), "").unwrap_or(0);
-        if version >= TARGET {
-            return Ok(());
+        let target = self.version;
+        if !(13..=NEWEST).contains(&target) {
+            return Err(PassError::Options(format!("`version` is {target}, outside 13 to {NEWEST}")));
         }
-        if version < 11 {
+        // The main graph and the functions that are written in an older version.
+        let bodies = std::iter::once(model.main()).chain(model.functions.iter().map(|f| f.graph));
+        let graphs: Vec<(GraphId, i64)> = bodies
+            .filter_map(|graph| {
+                let version = model.opset_version(graph, "");
+                let version = if graph == model.main() { version.unwrap_or(0) } else { version? };
+                (version < target).then_some((graph, version))
+            })
+            .collect();
+        if let Some((_, version)) = graphs.iter().find(|(_, version)| *version < OLDEST) {
             return Err(PassError::Options(format!(
-                "operator set {version} cannot be raised to {TARGET} yet, only 11 and 12 can: export the model with a newer one"
+                "operator set {version} cannot be raised to {target}, only {OLDEST} and newer can: \
+                 export the model with a newer one"
             )));
         }
-        let order: Vec<NodeId> = model.walk().collect();
-        for id in order {
-            let node = model.node(id);
-            if !node.domain().is_empty() {
-                continue;
+        let mut work = Vec::new();
+        let mut refused = Vec::new();
+        for &(graph, version) in &graphs {
+            for id in model.walk_from(graph) {
+                for change in opset_changes::between(model.node(id), version, target) {
+                    match change.check(model, id) {
+                        Ok(()) => work.push((id, change)),
+                        Err(why) => refused.push((id, why)),
+                    }
+                }
             }
-            let changed = match node.op_type.as_str() {
-                "Squeeze" | "Unsqueeze" | "ReduceSum" => attribute_to_input(model, id, "axes"),
-                "Split" => attribute_to_input(model, id, "split"),
-                "Softmax" | "LogSoftmax" | "Hardmax" => softmax(model, id).map_err(|what| {
-                    PassError::Model { place: format!("node {}", model.describe(id)), what }
-                })?,
-                _ => false,
-            };
-            if changed {
+        }
+        if let [(first, why), rest @ ..] = &refused[..] {
+            let others: Vec<String> =
+                rest.iter().map(|(id, why)| format!("node {}: {why}", model.describe(*id))).collect();
+            let more = if others.is_empty() { String::new() } else { format!("; {}", others.join("; ")) };
+            return Err(PassError::Model {
+                place: format!("node {}", model.describe(*first)),
+                what: format!("cannot be raised to operator set {target}: {why}{more}"),
+            });
+        }
+        let mut rewritten: Vec<NodeId> = Vec::new();
+        for (id, change) in work {
+            let place = model.describe(id);
+            let changed = change
+                .apply(model, id)
+                .map_err(|what| PassError::Model { place: format!("node {place}"), what })?;
+            if changed && rewritten.last() != Some(&id) {
+                rewritten.push(id);
                 cx.count("nodes rewritten", 1);
             }
         }
-        for import in &mut model.opset_imports {
-            if import.domain.is_empty() || import.domain == "ai.onnx" {
-                import.version = TARGET;
+        let functions = model.functions.iter_mut().flat_map(|function| &mut function.opset_imports);
+        let mut raised = 0;
+        for import in model.opset_imports.iter_mut().chain(functions) {
+            if (import.domain.is_empty() || import.domain == "ai.onnx") && import.version < target {
+                import.version = target;
+                raised += 1;
             }
         }
-        // Operator set 13 came with IR version 7.
-        model.ir_version = model.ir_version.max(7);
-        cx.count("operator sets raised", 1);
+        if raised > 0 {
+            model.ir_version = model.ir_version.max(ir_version(target));
+            cx.count("operator sets raised", raised);
+        }
         Ok(())
-    }
-}
-
-/// Moves a list of integers from an attribute to input 1.
-fn attribute_to_input(model: &mut Model, id: NodeId, name: &str) -> bool {
-    let Some(AttributeValue::Ints(values)) = model.node(id).attribute(name).cloned() else { return false };
-    let graph = model.node(id).graph();
-    let constant = model.add_constant(graph, name, Tensor::from_i64s(&values));
-    model.node_mut(id).remove_attribute(name);
-    model.set_input(id, 1, Some(constant));
-    true
-}
-
-/// Before version 13 these operators worked on everything from `axis` (default 1) on, flattened. The same
-/// as along one axis when that is the last one, or when all behind it have size 1.
-fn softmax(model: &mut Model, id: NodeId) -> Result<bool, String> {
-    let node = model.node(id);
-    let axis = node.int("axis").unwrap_or(1);
-    let input = node.input(0).ok_or("its input is missing")?;
-    let shape = model.value(input).ty.as_ref().and_then(|ty| ty.shape()).cloned();
-    let shape = shape.ok_or("the rank of its input is not known, so its axis cannot be converted")?;
-    let rank = shape.len() as i64;
-    let positive = if axis < 0 { axis + rank } else { axis };
-    let tail = usize::try_from(positive).ok().and_then(|axis| shape.get(axis + 1..));
-    let tail = tail.ok_or_else(|| format!("its axis {axis} is outside rank {rank}"))?;
-    if tail.iter().all(|dim| dim.fixed() == Some(1)) {
-        model.node_mut(id).set_attribute("axis", positive);
-        return Ok(true);
-    }
-    flatten_around(model, id, input, positive);
-    Ok(true)
-}
-
-/// Flatten to two dimensions, apply along the last, and restore the shape.
-fn flatten_around(model: &mut Model, id: NodeId, input: ValueId, axis: i64) {
-    let graph = model.node(id).graph();
-    let ty = model.value(input).ty.clone();
-    let Some(output) = model.node(id).output(0) else { return };
-    let name = model.value(output).name().to_owned();
-    let before = Position::Before(id);
-    let (_, shape) = model.add_node(graph, before, Node::new("Shape", [input]), &format!("{name}_shape"));
-    let flatten = Node::new("Flatten", [input]).with("axis", axis);
-    let (_, flat) = model.add_node(graph, before, flatten, &format!("{name}_flat"));
-    model.set_input(id, 0, Some(flat));
-    model.node_mut(id).set_attribute("axis", -1i64);
-    let reshape = Node::new("Reshape", [output, shape]);
-    let (restore, restored) =
-        model.add_node(graph, Position::After(id), reshape, &format!("{name}_restored"));
-    model.value_mut(restored).ty = ty;
-    // Everybody but the new node reads the restored one; a graph output keeps its name.
-    if model.replace_value(output, restored).is_ok() {
-        model.set_input(restore, 0, Some(output));
     }
 }

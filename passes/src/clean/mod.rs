@@ -7,6 +7,7 @@ mod eliminate_identity;
 mod fold_batch_norm;
 mod fold_constants;
 mod merge_initializers;
+mod opset_changes;
 
 pub use convert_opset::ConvertOpset;
 pub use eliminate_common_subexpressions::EliminateCommonSubexpressions;

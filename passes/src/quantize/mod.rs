@@ -1,6 +1,7 @@
 //! Fewer bits: passes that write models in integers.
 
 pub mod affine;
+pub mod blocks;
 mod calibrate;
 pub mod certificate;
 mod chains;
@@ -13,19 +14,25 @@ mod embedding;
 mod equalize_layers;
 mod faster;
 mod measure;
+mod node_weights;
 pub mod observer;
 mod output_error;
+pub mod packing;
 mod pairs;
 pub mod placement;
 mod quantize_dynamic;
 mod quantize_static;
+mod quantize_weights;
 mod reservoir;
 mod rewrite;
+mod saturation;
 mod sensitivity;
 mod smooth_activations;
 mod smoothing;
 mod split;
 mod statistics;
+mod to_qdq;
+mod to_qoperator;
 mod weights;
 
 pub use calibrate::RangeObserver;
@@ -34,5 +41,8 @@ pub use compress_weights::CompressWeights;
 pub use equalize_layers::{EqualizeLayers, EqualizeMode};
 pub use quantize_dynamic::QuantizeDynamic;
 pub use quantize_static::{ActivationType, QuantizeStatic, Saturation};
+pub use quantize_weights::{QuantizeWeights, WeightAlgorithm, WeightFormat, ZeroPoints};
 pub(crate) use rewrite::drop_unused;
 pub use smooth_activations::SmoothActivations;
+pub use to_qdq::ToQdq;
+pub use to_qoperator::ToQoperator;

@@ -14,11 +14,11 @@ use super::calibrate::{Choice, RangeObserver, calibrate, choose};
 use super::decided;
 use super::faster;
 use super::measure::{Measured, measure};
+use super::node_weights::{WeightOptions, quantize_node};
 use super::observer::Observer;
 use super::placement::{self, Placement};
 use super::rewrite;
 use super::sensitivity;
-use super::weights::{WeightOptions, quantize_node};
 pub(super) use crate::names::{check_patterns, matches_glob};
 
 /// Integer type of activations.
@@ -111,7 +111,7 @@ impl Named for QuantizeStatic {
 }
 
 /// Operators whose presence means that a model is quantized already.
-const QUANTIZED: &[&str] = &[
+pub(super) const QUANTIZED: &[&str] = &[
     "QuantizeLinear",
     "DequantizeLinear",
     "DynamicQuantizeLinear",
@@ -123,6 +123,10 @@ const QUANTIZED: &[&str] = &[
     "QGemm",
     "QLinearAdd",
     "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulBnb4",
+    "GatherBlockQuantized",
+    "QAttention",
 ];
 
 /// Refuses a model that is quantized already.

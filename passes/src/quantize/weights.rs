@@ -1,155 +1,150 @@
-//! Weights and bias of one node in integers.
+//! Constant weights of products: who reads them, how they lie, and whether they may become integers.
 
-use std::collections::BTreeMap;
+use optix_ir::{DType, Model, NodeId, Use, ValueId};
 
-use optix_ir::{Model, NodeId, Tensor, ValueId};
-use optix_pipeline::{Layer, PassError};
+use super::packing::Layout;
+use super::placement::float_weights;
 
-use super::affine::{Affine, channel_maxima, quantize_weights};
-use super::pairs;
-use super::placement::WeightedNode;
-use super::rewrite;
-
-/// How weights become integers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct WeightOptions {
-    /// One scale a channel.
-    pub(super) per_channel: bool,
-    /// Scales wide enough that no pair of products is clipped to int16.
-    pub(super) no_saturation: bool,
+/// The constant operand of a node.
+#[derive(Clone, Debug)]
+pub(super) struct Operand {
+    /// The node.
+    pub(super) node: NodeId,
+    /// Its weights: the constant itself, also where a Transpose stands between.
+    pub(super) weights: ValueId,
+    /// The Transpose between weights and node.
+    pub(super) transpose: Option<NodeId>,
+    /// How the constant lies.
+    pub(super) layout: Layout,
+    /// Outputs the weights make.
+    pub(super) outputs: usize,
+    /// Weights that make one output.
+    pub(super) depth: usize,
+    /// Added to the product by the node itself (Gemm).
+    pub(super) bias: Option<ValueId>,
+    /// Whether the node is a convolution.
+    pub(super) is_convolution: bool,
 }
 
-/// Replaces weights and bias of one node; returns its row of the ledger.
-pub(super) fn quantize_node(
-    options: WeightOptions,
-    model: &mut Model,
-    weighted: &WeightedNode,
-    input_scale: f32,
-    shared: &mut BTreeMap<(ValueId, Option<usize>), ValueId>,
-    replaced: &mut Vec<ValueId>,
-) -> Result<Layer, PassError> {
-    let id = weighted.node;
-    let (name, op) = optix_pipeline::naming::node_and_op(model, id);
-    let weights = model.node(id).input(weighted.weight_slot).expect("checked by the placement");
-    let tensor = model.constant(weights).expect("checked by the placement").clone();
-    let axis = if options.per_channel { weighted.channel_axis } else { None };
-    let floats = tensor.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
-    let maxima = channel_maxima(&floats, tensor.shape(), axis);
-    let mut scales: Vec<f32> = maxima.iter().map(|&max| Affine::symmetric_int8(max).scale).collect();
-    let bias = weighted.bias_slot.and_then(|slot| model.node(id).input(slot));
-    let bias_tensor = bias.and_then(|bias| model.constant(bias)).cloned();
-    let mut reason = None;
-    if options.no_saturation {
-        pairs::widen(&mut scales, model, id, &floats, tensor.shape());
-    }
-    let mut shared_key = (weights, axis);
-    if let Some(bias) = &bias_tensor {
-        let biases = bias.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
-        let fixed = fit_bias(&mut scales, &maxima, &biases, input_scale);
-        if fixed > 0 {
-            reason = Some(format!("{fixed} weight scales widened so that the bias fits int32"));
-            // These scales are this node's own.
-            shared_key = (bias_or(weights, model, id), axis);
-        }
-    }
-    let quantized = quantize_weights(&floats, tensor.shape(), axis, scales);
-    let graph = model.node(id).graph();
-    let bytes_before =
-        tensor.bytes().len() as u64 + bias_tensor.as_ref().map_or(0, |b| b.bytes().len() as u64);
-    let mut bytes_after = (quantized.integers.bytes().len() + quantized.scales.len() * 5) as u64;
-    let weight_name = model.value(weights).name().to_owned();
-    let new = match shared.get(&shared_key) {
-        Some(&known) if model.value(known).graph() == graph => known,
-        _ => {
-            let integers = quantized.integers.clone();
-            let new = rewrite::dequantized_constant(
-                model,
-                graph,
-                id,
-                &weight_name,
-                integers,
-                &quantized.scales,
-                axis,
-            );
-            shared.insert(shared_key, new);
-            new
-        }
+/// A constant and all nodes that read it as weights.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    /// The constant.
+    pub(super) weights: ValueId,
+    /// Never empty.
+    pub(super) operands: Vec<Operand>,
+}
+
+/// The constant behind a value, and the node that turns it around, if there is one.
+fn look_through(model: &Model, value: ValueId) -> (ValueId, Option<NodeId>) {
+    let turned = || {
+        let (id, _) = model.value(value).producer()?;
+        let node = model.node(id);
+        let input = node.input(0)?;
+        let rank = model.constant(input)?.rank();
+        let turns = matches!(node.ints("perm"), None | Some([1, 0]));
+        (node.is("Transpose") && turns && rank == 2).then_some((input, Some(id)))
     };
-    model.set_input(id, weighted.weight_slot, Some(new));
-    replaced.push(weights);
-    if let (Some(slot), Some(bias), Some(value)) = (weighted.bias_slot, bias_tensor, bias) {
-        let biases = bias.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
-        let scales: Vec<f32> = quantized.scales.iter().map(|scale| scale * input_scale).collect();
-        let integers: Vec<i32> = biases
-            .iter()
-            .enumerate()
-            .map(|(channel, &bias)| {
-                let scale = f64::from(scales[channel % scales.len()]);
-                (f64::from(bias) / scale).round_ties_even() as i32
-            })
-            .collect();
-        let bias_axis = (scales.len() > 1 || axis.is_some()).then_some(0);
-        let integers = Tensor::from_vec(bias.shape().to_vec(), integers);
-        let bias_name = model.value(value).name().to_owned();
-        let new = rewrite::dequantized_constant(model, graph, id, &bias_name, integers, &scales, bias_axis);
-        model.set_input(id, slot, Some(new));
-        bytes_after += (bias.bytes().len() + scales.len() * 8) as u64;
-        replaced.push(value);
+    turned().unwrap_or((value, None))
+}
+
+/// The weights of a MatMul, Gemm or (if wanted) Conv, or the reason why they stay float.
+pub(super) fn operand(model: &Model, id: NodeId, convolutions: bool) -> Result<Operand, String> {
+    let node = model.node(id);
+    let input = node.input(0).ok_or("its input is missing")?;
+    let is_convolution = node.op_type == "Conv";
+    match node.op_type.as_str() {
+        "MatMul" | "Gemm" => {}
+        "Conv" if convolutions => {}
+        "Conv" => return Err("convolutions are left float unless `convolutions` is set".to_owned()),
+        other => return Err(format!("{other} has no form with quantized weights here")),
     }
-    Ok(Layer {
-        node: name,
-        op,
-        action: "int8".to_owned(),
-        reason,
-        bytes_before,
-        bytes_after,
-        weight_sqnr_db: quantized.sqnr_db(),
-        ..Layer::default()
-    })
-}
-
-/// A key that only this node has: its bias if it has one.
-fn bias_or(weights: ValueId, model: &Model, id: NodeId) -> ValueId {
-    model.node(id).input(2).unwrap_or(weights)
-}
-
-/// Widens weight scales whose bias would not fit 32 bits, and gives channels without weights a scale
-/// that keeps their bias precise. Returns how many were widened.
-fn fit_bias(scales: &mut [f32], maxima: &[f32], biases: &[f32], input_scale: f32) -> usize {
-    /// Greatest integer a bias may become; a little below the type's limit, which f32 cannot hold.
-    const GREATEST: f64 = 2_147_483_000.0;
-    /// Steps a bias gets when there are no weights to say how fine it must be.
-    const FINE: f64 = 1_048_576.0;
-    let mut widened = 0;
-    let channels = scales.len();
-    for (index, &bias) in biases.iter().enumerate() {
-        let channel = index % channels;
-        let magnitude = f64::from(bias.abs());
-        if !magnitude.is_finite() || magnitude == 0.0 {
-            continue;
+    if model.constant(input).is_some() {
+        return Err("its first operand is constant".to_owned());
+    }
+    if let Some(dtype) = model.value(input).ty.as_ref().and_then(|ty| ty.dtype())
+        && dtype != DType::F32
+    {
+        return Err(format!("its input is {dtype}, only float is quantized"));
+    }
+    let read = node.input(1).ok_or("its weights are missing")?;
+    let producer = model.value(read).producer().map(|(producer, _)| model.node(producer));
+    if producer.is_some_and(|producer| producer.op_type == "DequantizeLinear") {
+        return Err("its weights are quantized already".to_owned());
+    }
+    let (weights, transpose) = look_through(model, read);
+    if model.constant(weights).is_none() && node.op_type == "MatMul" {
+        return Err("both operands are activations".to_owned());
+    }
+    let tensor = float_weights(model, Some(weights))?;
+    let bias = match node.op_type.as_str() {
+        "Gemm" => node.input(2),
+        _ => None,
+    };
+    let turned = transpose.is_some() != (node.is("Gemm") && node.int("transB").unwrap_or(0) != 0);
+    let (layout, outputs, depth) = match (is_convolution, tensor.shape()) {
+        (true, [outputs, rest @ ..]) => (Layout::OutputFirst, *outputs, rest.iter().product()),
+        (false, &[outputs, depth]) if turned => (Layout::OutputFirst, outputs, depth),
+        (false, &[depth, outputs]) => (Layout::DepthFirst, outputs, depth),
+        _ => return Err("its weights are not a matrix".to_owned()),
+    };
+    if node.is("Gemm") {
+        if node.int("transA").unwrap_or(0) != 0 {
+            return Err("its activation is transposed (transA)".to_owned());
         }
-        if maxima[channel] == 0.0 && channels == biases.len() {
-            scales[channel] = ((magnitude / FINE / f64::from(input_scale)) as f32).max(f32::MIN_POSITIVE);
-        } else if magnitude / (f64::from(scales[channel]) * f64::from(input_scale)) > GREATEST {
-            scales[channel] = (magnitude / GREATEST / f64::from(input_scale)) as f32;
-            widened += 1;
+        if [node.float("alpha"), node.float("beta")].iter().any(|factor| factor.unwrap_or(1.0) != 1.0) {
+            return Err("it scales its operands (alpha, beta)".to_owned());
         }
     }
-    widened
+    node.output(0).ok_or("nothing uses its output")?;
+    Ok(Operand { node: id, weights, transpose, layout, outputs, depth, bias, is_convolution })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bias_that_does_not_fit_widens_its_channel_only() {
-        let mut scales = vec![1e-9, 0.01, 1.0];
-        let widened = fit_bias(&mut scales, &[1e-7, 1.0, 0.0], &[100.0, 100.0, 0.3], 1e-4);
-        assert_eq!(widened, 1);
-        assert!((100.0 / (f64::from(scales[0]) * 1e-4)) < f64::from(i32::MAX));
-        assert_eq!(scales[1], 0.01);
-        let step = scales[2] * 1e-4;
-        assert!(step < 1e-6, "a channel without weights keeps a precise bias");
+impl Shared {
+    /// Whether all that read the constant can read it quantized: were one left with the float weights, the
+    /// file would hold both. `dequantized` is whether others may read the dequantized weights, as tables.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub(super) fn check(&self, model: &Model, dequantized: bool) -> Result<(), String> {
+        let [first, rest @ ..] = &self.operands[..] else { return Ok(()) };
+        let reads = |constant: ValueId| model.value(constant).uses().to_vec();
+        let is_operand = |id: NodeId| self.operands.iter().any(|operand| operand.node == id);
+        let mut open = reads(self.weights);
+        while let Some(used) = open.pop() {
+            let (id, slot) = match used {
+                Use::Node(id, slot) => (id, slot),
+                Use::Output(..) => return Err("its weights are an output of the model".to_owned()),
+            };
+            let node = model.node(id);
+            if slot == 1 && is_operand(id) {
+                continue;
+            }
+            if self.operands.iter().any(|operand| operand.transpose == Some(id)) {
+                open.extend(node.output(0).into_iter().flat_map(reads));
+                continue;
+            }
+            let is_table = slot == 0 && node.is("Gather");
+            if is_table && dequantized {
+                continue;
+            }
+            let reader = model.describe(id);
+            return Err(if is_table {
+                format!(
+                    "its weights are also the table of {reader}, which cannot read them packed: format = \
+                     \"qdq\" shares them"
+                )
+            } else {
+                format!("its weights are also read by {reader}, which would keep the float ones")
+            });
+        }
+        // Packed, the two ways to lie are two constants.
+        if !dequantized && rest.iter().any(|other| other.layout != first.layout) {
+            return Err("its weights are read transposed elsewhere: format = \"qdq\" shares them".to_owned());
+        }
+        if rest.iter().any(|other| other.is_convolution != first.is_convolution) {
+            return Err("its weights are shared by a convolution and a product".to_owned());
+        }
+        Ok(())
     }
 }
