@@ -180,7 +180,19 @@ pub fn run_recipe(
     inputs.extend(loaded.sources.iter().map(|source| source.path()));
     output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
     made.iter().try_for_each(|path| OutFile::check(path, &inputs))?;
-    let lock_path = lock::path(&target, output.lock);
+    let unrecorded = recipe.steps.iter().find(|step| !step.pass.is_recorded(calibration.is_some()));
+    let lock_path = match unrecorded {
+        None => lock::path(&target, output.lock),
+        Some(step) => {
+            if !global.quiet {
+                screen::note(&format!(
+                    "note: no lock is written: `{}` decides by data and records nothing yet",
+                    step.id
+                ));
+            }
+            None
+        }
+    };
     if let Some(path) = &lock_path {
         lock::check_target(path, &inputs)?;
     }

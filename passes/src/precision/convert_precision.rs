@@ -173,6 +173,10 @@ impl Pass for ConvertPrecision {
         Promises { numerics: Numerics::Lossy, interface, topology: Topology::Changed }
     }
 
+    fn is_recorded(&self, with_data: bool) -> bool {
+        !with_data
+    }
+
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         self.check(model)?;
         let low = self.float_type.dtype();

@@ -104,6 +104,10 @@ impl Pass for EqualizeLayers {
         Promises { numerics, interface: Interface::Kept, topology }
     }
 
+    fn is_recorded(&self, with_data: bool) -> bool {
+        !with_data
+    }
+
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;

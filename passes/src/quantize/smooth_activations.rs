@@ -437,6 +437,10 @@ impl Pass for SmoothActivations {
         Promises { numerics: Numerics::Within(1e-3), interface: Interface::Kept, topology: Topology::Changed }
     }
 
+    fn is_recorded(&self, with_data: bool) -> bool {
+        !with_data
+    }
+
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         self.check(model)?;
