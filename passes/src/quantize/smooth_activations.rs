@@ -41,7 +41,7 @@ use super::split::{self, Widening};
 /// ```text
 /// <ir_version: 8, opset_import: ["" : 18]>
 /// layers (float[N, 1] x) => (float[N, 2] y)
-/// <float[2] c = {1, 64}, float[2, 2] w = {1, 0.5, 0.015625, 0.0078125}>
+/// <float[3] c = {1, 1, 64}, float[3, 2] w = {1, 0.5, -0.25, 1, 0.015625, 0.0078125}>
 /// {
 ///     h = Mul (x, c)
 ///     y = MatMul (h, w)
@@ -49,7 +49,7 @@ use super::split::{self, Widening};
 /// ---
 /// <ir_version: 8, opset_import: ["" : 18]>
 /// layers (float[N, 1] x) => (float[N, 2] y)
-/// <float[2] c_divided = {64, 64}, float[2, 2] w_smoothed = {0.015625, 0.0078125, 0.015625, 0.0078125}>
+/// <float[3] c_divided = {1, 1, 1}, float[3, 2] w_smoothed = {1, 0.5, -0.25, 1, 1, 0.5}>
 /// {
 ///     h_divided = Mul (x, c_divided)
 ///     y = MatMul (h_divided, w_smoothed)
