@@ -84,8 +84,9 @@ const SWEEPS: usize = 50;
 /// A sweep that moves no scale by more than this ends it.
 const SETTLED: f64 = 1e-3;
 
-/// Share of its noise that a chain must lose to be changed.
-const LEAST_GAIN: f64 = 0.02;
+/// Share of its noise that a chain must lose to be changed: gains below the estimate's own error were
+/// losses when measured.
+const LEAST_GAIN: f64 = 0.1;
 
 /// What calibration saw around a chain: its layers' inputs and outputs.
 type Seen = BTreeMap<ValueId, Channels>;

@@ -41,7 +41,7 @@ use super::split::{self, Widening};
 /// ```text
 /// <ir_version: 8, opset_import: ["" : 18]>
 /// layers (float[N, 1] x) => (float[N, 2] y)
-/// <float[2] c = {1, 64}, float[2, 2] w = {1, 0.5, 0.015625, 0.0078125}>
+/// <float[3] c = {1, 1, 64}, float[3, 2] w = {1, 0.5, -0.25, 1, 0.015625, 0.0078125}>
 /// {
 ///     h = Mul (x, c)
 ///     y = MatMul (h, w)
@@ -49,7 +49,7 @@ use super::split::{self, Widening};
 /// ---
 /// <ir_version: 8, opset_import: ["" : 18]>
 /// layers (float[N, 1] x) => (float[N, 2] y)
-/// <float[2] c_divided = {64, 64}, float[2, 2] w_smoothed = {0.015625, 0.0078125, 0.015625, 0.0078125}>
+/// <float[3] c_divided = {1, 1, 1}, float[3, 2] w_smoothed = {1, 0.5, -0.25, 1, 1, 0.5}>
 /// {
 ///     h_divided = Mul (x, c_divided)
 ///     y = MatMul (h_divided, w_smoothed)
@@ -58,7 +58,8 @@ use super::split::{self, Widening};
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct SmoothActivations {
-    /// Values of alpha that are tried first, 0 to 1; values between them follow.
+    /// Values of alpha that are tried first, 0 to 1; values between them follow. Near 1 every channel fills
+    /// the range, and data with greater values than calibration had are cut in all of them.
     pub alphas: Vec<f32>,
     /// Least gain in dB of the expected signal-to-noise ratio at the outputs of a group.
     pub least_gain: f64,
@@ -81,7 +82,7 @@ pub struct SmoothActivations {
 impl Default for SmoothActivations {
     fn default() -> Self {
         SmoothActivations {
-            alphas: vec![0.4, 0.6, 0.75, 0.9],
+            alphas: vec![0.4, 0.55, 0.7, 0.85],
             least_gain: 0.2,
             insert_mul: true,
             least_gain_mul: 1.0,

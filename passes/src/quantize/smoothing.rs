@@ -106,11 +106,12 @@ impl<'a> Search<'a> {
             first = Some(consider(alpha));
         }
         if let Some(first) = first {
-            // Neighbours on either side: half way, and as far on where there is none.
+            // Half way to the neighbours on either side.
+            let ends = alphas.iter().copied().fold((f32::MAX, f32::MIN), |(a, b), x| (a.min(x), b.max(x)));
             let gap = |other: &f32| (other - first).abs();
             let near = alphas.iter().filter(|other| gap(other) > 1e-3).map(gap).fold(f32::MAX, f32::min);
             for moved in [first - near / 2.0, first + near / 2.0] {
-                if (0.0..=1.0).contains(&moved) {
+                if (ends.0..=ends.1).contains(&moved) {
                     consider(moved);
                 }
             }
@@ -191,10 +192,15 @@ impl Problem<'_> {
 
     /// max|X|^alpha / max|W / copies|^(1 - alpha) of every channel, with 1 in their middle. Channels that
     /// are always zero, on either side, have the middle one's.
+    ///
+    /// Activations below the middle channel's count as that: a channel that was seldom active in
+    /// calibration may be much greater on other data, and must not fill the range already.
     fn divisors(&self, alpha: f32, copies: &[u32]) -> Vec<f32> {
+        let maxima = self.maxima();
+        let floor = middle(&maxima).unwrap_or(0.0);
         let weights = self.peaks.iter().zip(copies).map(|(peak, copies)| peak / *copies as f32);
-        let mut divisors: Vec<f32> = (self.maxima().iter().zip(weights))
-            .map(|(activation, weight)| activation.powf(alpha) / weight.powf(1.0 - alpha))
+        let mut divisors: Vec<f32> = (maxima.iter().zip(weights))
+            .map(|(activation, weight)| activation.max(floor).powf(alpha) / weight.powf(1.0 - alpha))
             .collect();
         let middle = middle(&divisors).unwrap_or(1.0);
         for divisor in &mut divisors {
