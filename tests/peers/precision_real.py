@@ -51,7 +51,9 @@ def random_feeds(path, sizes):
 
 
 def cases(options):
-    found = [Case(s.name, s.path, None, s.batch, s, "calib") for s in common.subjects(options.models)]
+    only = options.only.split(",") if options.only else None
+    wanted = lambda name: only is None or name in only
+    found = [Case(s.name, s.path, None, s.batch, s, "calib") for s in common.subjects(options.models) if wanted(s.name)]
     for case in found:
         case.feeds = case.subject.arrays("eval")[0]
         limit = options.eval_samples or {"ocr_rec": 48, "ocr_det": 4}.get(case.name)
@@ -62,19 +64,19 @@ def cases(options):
     if (data / "silero" / "eval.npz").exists():
         with np.load(data / "silero" / "eval.npz") as held:
             silero = {name: held[name][:512] for name in ("input", "state", "sr")}
-        for path in sorted((models / "silero-vad").glob("*.onnx")):
+        for path in filter(lambda path: wanted(path.stem), sorted((models / "silero-vad").glob("*.onnx"))):
             inputs = {value.name: value for value in common.session(path).get_inputs()}
             if "h" in inputs:
                 found.append(Case(path.stem, path, {"input": silero["input"][:, 0], "h": np.zeros((1, 1, 128), np.float32), "c": np.zeros((1, 1, 128), np.float32)}, 0))
             else:
                 found.append(Case(path.stem, path, {name: silero[name] for name in inputs}, "each", calib=data / "silero" / "calib.npz" if len(inputs) == 3 else None))
-    if (models / "magika" / "model.onnx").exists():
+    if wanted("magika") and (models / "magika" / "model.onnx").exists():
         with np.load(data / "magika" / "eval.npz") as held:
             found.append(Case("magika", models / "magika" / "model.onnx", {"bytes": held["bytes"]}, 32, calib=data / "magika" / "calib.npz"))
-    for path in sorted((models / "light").glob("*.onnx")):
+    for path in filter(lambda path: wanted(path.stem), sorted((models / "light").glob("*.onnx"))):
         found.append(Case(path.stem, path, random_feeds(path, {}), 0))
     smollm2 = models / "smollm2-135m-instruct" / "model.onnx"
-    if smollm2.exists():
+    if wanted("smollm2") and smollm2.exists():
         found.append(Case("smollm2", smollm2, random_feeds(smollm2, {"B": 1, "T": 32, "P": 4}), 0))
     return found
 
@@ -175,16 +177,29 @@ def rows_for(options, case, work):
     return rows
 
 
-def render(case, rows):
-    number = lambda row, key, digits, scale=1.0: f"{row[key] * scale:.{digits}f}" if row.get(key) is not None else "-"
-    lines = [
-        [
-            case, row["file"], row.get("said") or f"{row['broken']}", number(row, "sqnr_db", 1), row.get("metric", "-"), number(row, "bytes", 1, 1 / 1000),
-            {True: "yes", False: "**no**"}.get(row.get("small"), "-"), number(row, "cpu_s", 2), number(row, "peak_mb", 0), number(row, "latency", 3),
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return lines
+def cell(row):
+    """Kilobytes (bold where they are more than the bound), least SQNR, metric, CPU seconds, latency ratio."""
+    if "said" in row:
+        return "refused by onnxruntime" if "bytes" in row else f"failed: {row['said'][:60]}"
+    if row["broken"]:
+        return f"{row['broken']} elements not finite"
+    kilobytes = f"{row['bytes'] / 1000:,.1f} KB"
+    parts = [kilobytes if row.get("small", True) else f"**{kilobytes}**"]
+    if "cpu_s" in row:
+        parts += ["equal" if row["sqnr_db"] == float("inf") else f"{row['sqnr_db']:.1f} dB", f"{row['cpu_s']:.2f} s"]
+    parts += [row["metric"]] if "metric" in row else []
+    parts += [f"{row['latency']:.2f}x"] if row.get("latency") and "cpu_s" in row else []
+    return ", ".join(parts)
+
+
+def render(documents):
+    """One row a model, one column a file."""
+    files = list(dict.fromkeys(row["file"] for rows in documents.values() for row in rows))
+    lines = []
+    for name, rows in documents.items():
+        found = {row["file"]: cell(row) for row in rows}
+        lines.append([name, *(found.get(file, "-") for file in files)])
+    return common.table(["model", *files], lines)
 
 
 def main():
@@ -197,17 +212,12 @@ def main():
     parser.add_argument("--latency-budget", type=float, default=4.0, help="seconds for each latency comparison; 0 for none")
     options = parser.parse_args()
     work = common.work_folder(options)
-    known = cases(options)
-    only = options.only.split(",") if options.only else [case.name for case in known]
-    lines, document = [], {}
-    for case in known:
-        if case.name in only:
-            common.note(case.name)
-            document[case.name] = rows_for(options, case, work)
-            lines += render(case.name, document[case.name])
-            common.note("\n".join("  " + " | ".join(map(str, line)) for line in render(case.name, document[case.name])))
-    header = ["model", "file", "broken elements", "SQNR dB", "metric", "KB", "small enough", "CPU s", "peak MiB", "latency"]
-    text = f"# float16\n\n{common.optix_version(options.optix) if options.optix else 'peers only'}\n\n{common.table(header, lines)}\n"
+    document = {}
+    for case in cases(options):
+        common.note(case.name)
+        document[case.name] = rows_for(options, case, work)
+        common.note("\n".join(f"  {row['file']}: {cell(row)}" for row in document[case.name]))
+    text = f"# float16\n\n{common.optix_version(options.optix) if options.optix else 'peers only'}\n\n{render(document)}\n"
     common.publish(options, "precision_real", text, document)
 
 
