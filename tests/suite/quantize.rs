@@ -263,7 +263,12 @@ fn convolutions(names: [&str; 4]) -> Model {
 fn quantized(names: [&str; 4]) -> (Vec<String>, StepReport) {
     let mut model = convolutions(names);
     let samples = Samples(vec![("x".to_owned(), tensor(&[4, 4, 5, 5], 77))]);
-    let steps = run("[[step]]\npass = \"quantize-static\"", &mut model, Some(&samples), Some(&mut Table));
+    let steps = run(
+        "[[step]]\npass = \"quantize-static\"\nmin-sqnr = 0.0",
+        &mut model,
+        Some(&samples),
+        Some(&mut Table),
+    );
     let integer = |id: &NodeId| {
         let node = model.node(*id);
         let above = node.input(1).and_then(|weight| model.value(weight).producer());
@@ -308,7 +313,7 @@ fn a_model_that_is_slower_in_integers_stays_float() {
     assert_eq!(step.changes.skips.len(), 4);
     let mut model = convolutions(["a_10_20", "b_10_20", "c_10_20", "d_10_20"]);
     let samples = Samples(vec![("x".to_owned(), tensor(&[4, 4, 5, 5], 77))]);
-    let recipe = "[[step]]\npass = \"quantize-static\"\nonly-faster = false";
+    let recipe = "[[step]]\npass = \"quantize-static\"\nmin-sqnr = 0.0\nonly-faster = false";
     let steps = run(recipe, &mut model, Some(&samples), Some(&mut Table));
     assert_eq!(steps[0].changes.counters["nodes quantized"], 4);
 }

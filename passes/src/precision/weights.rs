@@ -349,7 +349,7 @@ mod tests {
             signal += f64::from(x).powi(2);
             noise += (f64::from(x) - y).powi(2);
         }
-        let expected: f64 = 10.0 * (signal / noise as f64).log10();
+        let expected: f64 = 10.0 * (signal / noise).log10();
         assert!((found.sqnr_db.unwrap() - expected).abs() < 0.01 && expected > 70.0);
     }
 }

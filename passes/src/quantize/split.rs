@@ -160,7 +160,7 @@ pub(super) fn gather(tensor: &Tensor, axis: usize, index: &[usize]) -> Option<Te
 }
 
 fn widened(ty: &Type, channels: usize) -> Option<Type> {
-    let mut shape: Vec<Dim> = ty.shape()?.iter().cloned().collect();
+    let mut shape: Vec<Dim> = ty.shape()?.to_vec();
     *shape.last_mut()? = Dim::Fixed(channels);
     Some(Type::tensor(ty.dtype()?, shape))
 }
