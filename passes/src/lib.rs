@@ -5,6 +5,7 @@
 //! docs/adding-a-pass.md walks through it.
 
 pub mod clean;
+mod cut;
 mod names;
 pub mod precision;
 pub mod quantize;

@@ -1,6 +1,6 @@
 //! Choosing nodes by name: patterns in which `*` stands for any run of characters.
 
-use optix_ir::Model;
+use optix_ir::{Model, NodeId};
 use optix_pipeline::PassError;
 
 /// Whether `name` matches `pattern`, in which `*` stands for any run of characters. Linear in practice:
@@ -24,6 +24,15 @@ pub(crate) fn matches_glob(pattern: &str, name: &str) -> bool {
         }
     }
     pattern[p..].iter().all(|&c| c == '*')
+}
+
+/// Whether the patterns of the option `exclude` let a node be treated; if not, the reason.
+pub(crate) fn not_excluded(model: &Model, id: NodeId, patterns: &[String]) -> Result<(), String> {
+    let (name, _) = optix_pipeline::naming::node_and_op(model, id);
+    match patterns.iter().find(|pattern| matches_glob(pattern, &name)) {
+        Some(pattern) => Err(format!("excluded by `{pattern}`")),
+        None => Ok(()),
+    }
 }
 
 /// Checks that every pattern of the option `exclude` names at least one node.

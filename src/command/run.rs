@@ -199,7 +199,11 @@ pub fn run_recipe(
     let outputs = output.report.iter().chain([&target]).chain(&lock_path).chain(&made);
     OutFile::check_distinct(&outputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
     let mut oracle = setup::engine(global)?;
-    let mut deployment = setup::deployment(global, output.deploy.as_deref())?;
+    // Not looked for where nothing would be measured: loading its library takes time and memory.
+    let mut deployment = match latency::is_worth_it(&recipe) || output.deploy.is_some() {
+        true => setup::deployment(global, output.deploy.as_deref())?,
+        false => None,
+    };
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
     let cancel = setup::cancel_on_interrupt();

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use optix_base::Limits;
 use optix_data::{Batch, DataError};
 use optix_ir::patch::{Applied, Patch};
-use optix_ir::{Model, NodeId};
+use optix_ir::{Model, NodeId, ValueId};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::changes::{Changes, Layer, Skip};
 use crate::decisions::{DecisionError, Decisions};
 use crate::deployment::Deployment;
-use crate::oracle::{NoOracle, Oracle, OracleError};
+use crate::oracle::{NoOracle, Oracle, OracleError, Visitor};
 use crate::pass::PassError;
 
 /// Opens the calibration data from the start, bound to a model's inputs.
@@ -235,6 +235,25 @@ impl<'a> Cx<'a> {
             PassError::Options("calibration data are needed: name them with `--calib`".to_owned())
         })?;
         Ok((&mut *self.oracle, calibration))
+    }
+
+    /// Runs a model over the calibration data once and shows `visit` every wanted value; see
+    /// [`Oracle::observe`]. Returns the number of samples, at least 1.
+    ///
+    /// # Errors
+    /// As [`Cx::calibration`] and [`Oracle::observe`]; when the data hold no samples.
+    pub fn observe(
+        &mut self,
+        model: &Model,
+        wanted: &[ValueId],
+        visit: Visitor<'_>,
+    ) -> Result<u64, PassError> {
+        let (oracle, data) = self.calibration()?;
+        let mut batches = data.batches(model).map_err(OracleError::from)?;
+        match oracle.observe(model, wanted, &mut *batches, visit)? {
+            0 => Err(PassError::Options("the calibration data hold no samples".to_owned())),
+            samples => Ok(samples),
+        }
     }
 
     /// Whether the run has calibration data, for passes that can do without.

@@ -9,6 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use crate::engine::{Engine, LoadOptions, Session};
 use crate::error::RuntimeError;
+use crate::onnxruntime::median;
 use crate::oracle::Inputs;
 
 /// Figures that every model gets at least, and at most so many seconds for that; the fewest that an interval
@@ -26,7 +27,7 @@ const TIMED: (usize, usize) = (5, 40);
 const TIMED_SECONDS: f64 = 0.4;
 
 /// CPU seconds of this process so far, all threads.
-fn cpu_seconds() -> f64 {
+pub fn cpu_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
@@ -42,11 +43,6 @@ pub fn settle() {
             return;
         }
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// An engine as passes that care for speed see it.
@@ -74,7 +70,8 @@ impl Ready {
     /// Median seconds of some runs one after the other.
     fn block(&mut self) -> Result<f64, RuntimeError> {
         let runs = (BLOCK / self.rough.max(1e-9)).ceil().clamp(1.0, 100.0) as usize;
-        (0..runs).map(|_| self.run()).collect::<Result<Vec<f64>, _>>().map(median)
+        let mut seconds = (0..runs).map(|_| self.run()).collect::<Result<Vec<f64>, _>>()?;
+        Ok(median(&mut seconds))
     }
 }
 
@@ -89,8 +86,8 @@ impl EngineDeployment {
         let wanted = model.graph(model.main()).outputs().iter().map(|output| output.value).collect();
         let feeds = Inputs::of(model).by_value(feeds)?;
         let mut ready = Ready { session, feeds, wanted, rough: 0.0 };
-        let warm_up = (0..3).map(|_| ready.run()).collect::<Result<Vec<f64>, _>>()?;
-        ready.rough = median(warm_up);
+        let mut warm_up = (0..3).map(|_| ready.run()).collect::<Result<Vec<f64>, _>>()?;
+        ready.rough = median(&mut warm_up);
         Ok(ready)
     }
 }
@@ -145,17 +142,17 @@ impl Deployment for EngineDeployment {
             ready.session.run_timed(&ready.feeds, &ready.wanted)?;
             timed += 1;
         }
-        let times = ready.session.take_times(median(plain))?;
+        let times = ready.session.take_times(median(&mut plain))?;
         let mut nodes: HashMap<String, NodeId> = HashMap::new();
         for id in model.walk() {
             let name = &model.node(id).name;
             let name = if name.is_empty() { model.describe(id) } else { name.clone() };
             nodes.entry(name).or_insert(id);
         }
-        let kernel = |step: crate::profile::StepTimes| KernelTime {
+        let kernel = |mut step: crate::profile::StepTimes| KernelTime {
             nodes: step.facts.nodes.iter().filter_map(|node| nodes.get(&node.name).copied()).collect(),
             op_type: step.facts.op_type,
-            seconds: median(step.seconds),
+            seconds: median(&mut step.seconds),
         };
         Ok(times.steps.into_iter().map(kernel).collect())
     }

@@ -34,7 +34,7 @@ mod step;
 mod stream;
 
 pub use batching::{Batching, Proof, batching, value_bytes};
-pub use deployment::{EngineDeployment, settle};
+pub use deployment::{EngineDeployment, cpu_seconds, settle};
 pub use device::Placement;
 pub use engine::{Engine, LoadOptions, Session, Visit};
 pub use engines::{Burn, Cpu, Found, all_engines, engine, engine_names, engines};

@@ -462,7 +462,8 @@ impl OrtSession {
     }
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// The value in the middle; the upper one of two.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

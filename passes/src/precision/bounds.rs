@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Model, Node, NodeId, Tensor, ValueId};
-use optix_pipeline::{Cx, OracleError, PassError};
+use optix_pipeline::{Cx, PassError};
 
 use super::graph::{Flow, Source, is_float};
 use super::operators::{self, Kind, Risk};
@@ -127,16 +127,10 @@ impl Bounds {
             .map(|(&value, _)| value)
             .collect();
         let mut seen: BTreeMap<ValueId, Seen> = BTreeMap::new();
-        let (oracle, data) = cx.calibration()?;
-        let mut batches = data.batches(model).map_err(OracleError::from)?;
-        let samples = oracle.observe(model, &wanted, &mut *batches, &mut |value, tensor| {
+        let samples = cx.observe(model, &wanted, &mut |value, tensor| {
             seen.entry(value).or_default().take(tensor);
             Ok(())
         })?;
-        drop(batches);
-        if samples == 0 {
-            return Err(PassError::Options("the calibration data hold no samples".to_owned()));
-        }
         for (value, seen) in &seen {
             if seen.non_finite > 0 {
                 let name = model.value(*value).name();

@@ -11,7 +11,7 @@ use super::cut::{Must, Network};
 use super::graph::{Flow, Source, Unit};
 use super::operators::{self, Kind};
 use super::weights::Weights;
-use crate::names::matches_glob;
+use crate::names::{matches_glob, not_excluded};
 
 /// Bytes that storing a constant in 16 bits must save before it is worth a cast of its own.
 pub(super) const WORTH_A_CAST: usize = 256;
@@ -103,9 +103,7 @@ impl Problem<'_> {
         let node = self.model.node(id);
         let (name, _) = node_and_op(self.model, id);
         let options = self.options;
-        if let Some(pattern) = options.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-            return Err((Level::Whole, format!("excluded by `{pattern}`")));
-        }
+        not_excluded(self.model, id, &options.exclude).map_err(|reason| (Level::Whole, reason))?;
         if options.exclude_operators.contains(&node.op_type) {
             return Err((Level::Whole, format!("{} is excluded", node.op_type)));
         }
@@ -215,7 +213,7 @@ impl Problem<'_> {
                 uses.iter().map(|&used| self.flow.reader(self.model, used)).collect();
             network.value(producer, &readers);
         }
-        let (low, _) = network.solve(musts.len());
+        let low = network.solve();
         for (unit, reason) in reasons.iter_mut().enumerate() {
             if !low[unit] && reason.is_none() {
                 *reason = Some("between float32 nodes: converting it would only add casts".to_owned());

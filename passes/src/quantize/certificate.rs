@@ -18,7 +18,7 @@
 //! have kernels of their own, which do not pair. All this was confirmed on a processor with AVX2 and without
 //! VNNI, onnxruntime 1.32, by weights of which two at a time were not zero.
 
-use optix_ir::{DType, Model, NodeId, Tensor, ValueId};
+use optix_ir::{DType, Model, Node, NodeId, Tensor, ValueId};
 use optix_pipeline::{
     Cx, Family, Interface, Layer, Named, Numerics, Pass, PassError, Promises, Requires, Topology,
 };
@@ -147,6 +147,20 @@ pub enum WeightLayout {
     OutIn,
 }
 
+impl WeightLayout {
+    /// How the weights of a convolution or a product lie.
+    pub(super) fn of(node: &Node) -> WeightLayout {
+        match node.op_type.as_str() {
+            "Conv" | "QLinearConv" | "ConvInteger" => {
+                let groups = usize::try_from(node.int("group").unwrap_or(1)).unwrap_or(1);
+                WeightLayout::Convolution { groups }
+            }
+            "Gemm" if node.int("transB").unwrap_or(0) != 0 => WeightLayout::OutIn,
+            _ => WeightLayout::InOut,
+        }
+    }
+}
+
 /// Pairs of products that are added in int16.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Pairs {
@@ -173,14 +187,14 @@ pub fn pairs_can_saturate(weights: &Tensor, layout: WeightLayout) -> bool {
 }
 
 /// What of a tensor of weights is multiplied with what, in the order of the kernels.
-struct Arrangement {
+pub(super) struct Arrangement {
     /// Sums: output channels, or columns of all matrices.
-    channels: usize,
+    pub(super) channels: usize,
     /// Products in each sum.
     depth: usize,
     order: Order,
     /// Whether the kernel for these weights adds pairs at all.
-    is_paired: bool,
+    pub(super) is_paired: bool,
 }
 
 enum Order {
@@ -190,7 +204,7 @@ enum Order {
 }
 
 impl Arrangement {
-    fn of(shape: &[usize], layout: WeightLayout) -> Option<Arrangement> {
+    pub(super) fn of(shape: &[usize], layout: WeightLayout) -> Option<Arrangement> {
         Some(match (layout, shape) {
             (WeightLayout::Convolution { groups }, &[channels, inputs, ref places @ ..]) => {
                 let places = optix_ir::element_count(places)?;
@@ -216,7 +230,7 @@ impl Arrangement {
     }
 
     /// Calls `visit` with channel, place in the depth and element: depth in order within each channel.
-    fn each<T: Copy>(&self, elements: &[T], mut visit: impl FnMut(usize, usize, T)) {
+    pub(super) fn each<T: Copy>(&self, elements: &[T], mut visit: impl FnMut(usize, usize, T)) {
         let &Arrangement { channels, depth, .. } = self;
         // A shape may declare any number of channels without elements.
         if elements.is_empty() {
@@ -325,13 +339,6 @@ fn operands(model: &Model, id: NodeId) -> Result<Operands<'_>, String> {
     let (x, w) = (x.ok_or_else(float)?, w.ok_or_else(float)?);
     let activation = model.value(x).ty.as_ref().and_then(|ty| ty.dtype());
     let activation = activation.or_else(|| Some(model.constant(x_zero?)?.dtype()));
-    let layout = match node.op_type.as_str() {
-        "Conv" | "QLinearConv" | "ConvInteger" => {
-            WeightLayout::Convolution { groups: usize::try_from(node.int("group").unwrap_or(1)).unwrap_or(1) }
-        }
-        "Gemm" if node.int("transB").unwrap_or(0) != 0 => WeightLayout::OutIn,
-        _ => WeightLayout::InOut,
-    };
     let zero_points = |value: Option<ValueId>| match value {
         None => Some(vec![0]),
         Some(value) => model.constant(value).and_then(|zeros| zeros.to_i64s().ok()),
@@ -342,7 +349,7 @@ fn operands(model: &Model, id: NodeId) -> Result<Operands<'_>, String> {
         activation_zero: zero_points(x_zero).and_then(|zeros| zeros.first().copied()),
         weights: model.constant(w).ok_or("both its operands are activations")?,
         weight_zeros: zero_points(w_zero).ok_or("the zero points of its weights are not constant")?,
-        layout,
+        layout: WeightLayout::of(node),
         bias: match bias {
             None => Vec::new(),
             Some(bias) => {

@@ -9,8 +9,8 @@ use optix_pipeline::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::quantize_static::{check_patterns, matches_glob};
 use super::rewrite::drop_unused;
+use crate::names::{check_patterns, not_excluded};
 
 /// Stores float weights as int8 with a scale a channel. Engines turn them back into floats when they load
 /// the model, so it is smaller and exactly as fast; activations are not touched.
@@ -128,10 +128,7 @@ impl CompressWeights {
             reader.get_or_insert((id, kept));
         }
         let (reader, kept) = reader.ok_or(None)?;
-        let (name, _) = optix_pipeline::naming::node_and_op(model, reader);
-        if let Some(pattern) = self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-            return Err(Some((reader, format!("excluded by `{pattern}`"))));
-        }
+        not_excluded(model, reader, &self.exclude).map_err(|reason| Some((reader, reason)))?;
         // What may be fed over is no constant.
         let graph = model.value(weight).graph();
         if model.graph(graph).inputs().iter().any(|info| info.value == weight) && graph != model.main() {

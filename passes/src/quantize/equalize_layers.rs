@@ -10,9 +10,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::chains::{self, Chain, Weights};
-use super::quantize_static::{check_patterns, constant_bytes, matches_glob, refuse_quantized};
+use super::quantize_static::{constant_bytes, refuse_quantized};
 use super::reservoir::Channels;
 use super::rewrite::drop_unused;
+use crate::names::{check_patterns, not_excluded};
 
 /// When chains of layers are equalized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -112,13 +113,7 @@ impl Pass for EqualizeLayers {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
-        let wanted = |id: NodeId| {
-            let (name, _) = optix_pipeline::naming::node_and_op(model, id);
-            match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-                Some(pattern) => Err(format!("excluded by `{pattern}`")),
-                None => Ok(()),
-            }
-        };
+        let wanted = |id: NodeId| not_excluded(model, id, &self.exclude);
         let (chains, alone) = chains::find(model, &wanted);
         for (node, reason) in alone {
             cx.skip(model, node, reason);
@@ -223,9 +218,7 @@ fn calibrate(model: &Model, chains: &[Chain], cx: &mut Cx<'_>) -> Result<Seen, P
         seen.entry(layer.output).or_insert_with(|| Channels::new(layer.weights.outputs));
     }
     let wanted: Vec<ValueId> = seen.keys().copied().collect();
-    let (oracle, data) = cx.calibration()?;
-    let mut batches = data.batches(model).map_err(OracleError::from)?;
-    let samples = oracle.observe(model, &wanted, &mut *batches, &mut |value, tensor| {
+    let samples = cx.observe(model, &wanted, &mut |value, tensor| {
         let elements = tensor
             .to_slice::<f32>()
             .map_err(|error| OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name())))?;
@@ -236,11 +229,7 @@ fn calibrate(model: &Model, chains: &[Chain], cx: &mut Cx<'_>) -> Result<Seen, P
         }
         Ok(())
     })?;
-    drop(batches);
     cx.count("calibration samples", samples);
-    if samples == 0 {
-        return Err(PassError::Options("the calibration data hold no samples".to_owned()));
-    }
     Ok(seen)
 }
 

@@ -10,9 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{Deployment, Difference, KernelTime, OracleError, Ratio};
 
-use super::cut::{Cut, FIRST, NEVER, SECOND};
 use super::observer::Observer;
 use super::placement::Placement;
+use crate::cut::{Cut, FIRST, NEVER, SECOND};
 
 /// Seconds that comparing whole models takes at a time.
 const SECONDS: f64 = 1.5;
@@ -207,6 +207,11 @@ pub(super) fn ask(
     Ok(Verdict { float: stay.into_iter().map(|node| (node, reason(node))).collect(), summary })
 }
 
+/// A time as a cost: whole numbers, finer than any clock.
+fn picoseconds(seconds: f64) -> u64 {
+    (seconds * 1e12) as u64
+}
+
 /// The nodes that are cheaper in float. Nodes of which nothing was seen cost nothing themselves.
 fn cheapest(
     question: &Question<'_>,
@@ -219,8 +224,8 @@ fn cheapest(
     let mut cut = Cut::default();
     let places: BTreeMap<NodeId, usize> = candidates.iter().map(|&node| (node, cut.node())).collect();
     for (node, &place) in &places {
-        cut.cost(FIRST, place, float_seconds.get(node).copied().unwrap_or(0.0));
-        cut.cost(place, SECOND, integer_seconds.get(node).copied().unwrap_or(0.0));
+        cut.cost(FIRST, place, picoseconds(float_seconds.get(node).copied().unwrap_or(0.0)));
+        cut.cost(place, SECOND, picoseconds(integer_seconds.get(node).copied().unwrap_or(0.0)));
     }
     let model = question.float;
     // The label of what computes each quantized value: a candidate's, that of what is moved, or float.
@@ -260,16 +265,16 @@ fn cheapest(
         let maker = makers.get(&root).copied().unwrap_or(SECOND);
         // Quantized once, when it is made in float and somebody wants integers.
         let wanted = cut.node();
-        cut.cost(wanted, maker, borders.quantize(question, root));
+        cut.cost(wanted, maker, picoseconds(borders.quantize(question, root)));
         // Dequantized once, when it is made in integers and somebody wants floats.
         let kept = cut.node();
-        cut.cost(maker, kept, borders.dequantize(question, root));
+        cut.cost(maker, kept, picoseconds(borders.dequantize(question, root)));
         for reader in readers {
             let reader = reader.unwrap_or(SECOND);
             cut.cost(reader, wanted, NEVER);
             cut.cost(kept, reader, NEVER);
         }
     }
-    let first = cut.solve();
+    let (first, _) = cut.solve();
     places.into_iter().filter(|(_, place)| !first[*place]).map(|(node, _)| node).collect()
 }

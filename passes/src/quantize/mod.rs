@@ -6,7 +6,6 @@ mod calibrate;
 pub mod certificate;
 mod chains;
 mod compress_weights;
-mod cut;
 mod data_linter;
 mod decided;
 mod divide;

@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use super::affine::{Affine, channel_maxima, quantize_weights};
 use super::placement::float_weights;
-use super::quantize_static::{check_patterns, constant_bytes, float_layer, matches_glob, refuse_quantized};
+use super::quantize_static::{constant_bytes, float_layer, refuse_quantized};
 use super::{embedding, rewrite};
+use crate::names::{check_patterns, not_excluded};
 
 /// Quantizes MatMul and Gemm with constant weights to int8, with ranges of activations computed while the
 /// model runs. Needs no calibration data.
@@ -75,13 +76,7 @@ impl Pass for QuantizeDynamic {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
-        let wanted = |model: &Model, id: NodeId| {
-            let (name, _) = optix_pipeline::naming::node_and_op(model, id);
-            match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-                Some(pattern) => Err(format!("excluded by `{pattern}`")),
-                None => Ok(()),
-            }
-        };
+        let wanted = |model: &Model, id: NodeId| not_excluded(model, id, &self.exclude);
         let order: Vec<NodeId> = model.walk().collect();
         let total = order.len() as u64;
         let mut replaced = Vec::new();

@@ -19,7 +19,7 @@ use super::observer::Observer;
 use super::placement::{self, Placement};
 use super::rewrite;
 use super::sensitivity;
-pub(super) use crate::names::{check_patterns, matches_glob};
+use crate::names::{check_patterns, not_excluded};
 
 /// Integer type of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -254,15 +254,9 @@ impl QuantizeStatic {
         cx: &mut Cx<'_>,
     ) -> Result<BTreeMap<NodeId, String>, PassError> {
         let layers: Vec<NodeId> = placement.weighted.iter().map(|weighted| weighted.node).collect();
-        let build = |kept: &BTreeSet<NodeId>| -> Result<Model, PassError> {
-            let mut candidate = model.clone();
-            let placement =
-                placement::place(model, &|id| match kept.contains(&id) || !layers.contains(&id) {
-                    true => self.wanted(model, id),
-                    false => Err(String::new()),
-                });
-            self.rewrite(&mut candidate, &placement, observers, quantizers, &mut || true)?;
-            Ok(candidate)
+        let build = |kept: &BTreeSet<NodeId>| {
+            let is_left = |id: NodeId| !layers.contains(&id) || kept.contains(&id);
+            self.candidate(model, placement, observers, quantizers, &is_left)
         };
         let protected = sensitivity::protect(model, &layers, self.min_sqnr, &build, cx)?;
         if !protected.summary.is_empty() {
@@ -288,21 +282,10 @@ impl QuantizeStatic {
         let first = data.batches(model).map_err(OracleError::from)?.next();
         let Some(batch) = first.transpose().map_err(OracleError::from)? else { return Ok(BTreeMap::new()) };
         let batch = batch.truncated(1);
-        let build = |float: &BTreeSet<NodeId>| -> Result<Model, String> {
-            let mut candidate = model.clone();
-            let candidates = |id: NodeId| {
-                placement.weighted.iter().any(|weighted| weighted.node == id)
-                    || !placement::is_quantizable(&model.node(id).op_type)
-            };
-            let placement = placement::place(model, &|id| match candidates(id) && !float.contains(&id) {
-                true => self.wanted(model, id),
-                false => Err(String::new()),
-            });
-            self.rewrite(&mut candidate, &placement, observers, quantizers, &mut || true)
-                .map_err(|error| error.to_string())?;
-            Ok(candidate)
+        let build = |float: &BTreeSet<NodeId>| {
+            self.candidate(model, placement, observers, quantizers, &|id| !float.contains(&id))
         };
-        let quantized = build(&BTreeSet::new()).map_err(PassError::Options)?;
+        let quantized = build(&BTreeSet::new())?;
         let question = faster::Question {
             float: model,
             quantized: &quantized,
@@ -311,6 +294,7 @@ impl QuantizeStatic {
             feeds: &batch.feeds,
         };
         let Some(deployment) = cx.deployment() else { return Ok(BTreeMap::new()) };
+        let build = |float: &BTreeSet<NodeId>| build(float).map_err(|error| error.to_string());
         match faster::ask(&question, deployment, &build) {
             Ok(verdict) => {
                 cx.note(verdict.summary);
@@ -324,13 +308,32 @@ impl QuantizeStatic {
         }
     }
 
+    /// The model with those of the placement's layers in integers, and of the nodes between them, that are
+    /// left by `is_left`.
+    fn candidate(
+        &self,
+        model: &Model,
+        placement: &Placement,
+        observers: &BTreeMap<ValueId, Observer>,
+        quantizers: &BTreeMap<ValueId, Affine>,
+        is_left: &dyn Fn(NodeId) -> bool,
+    ) -> Result<Model, PassError> {
+        let is_candidate = |id: NodeId| {
+            placement.weighted.iter().any(|weighted| weighted.node == id)
+                || !placement::is_quantizable(&model.node(id).op_type)
+        };
+        let placement = placement::place(model, &|id| match is_candidate(id) && is_left(id) {
+            true => self.wanted(model, id),
+            false => Err(String::new()),
+        });
+        let mut candidate = model.clone();
+        self.rewrite(&mut candidate, &placement, observers, quantizers, &mut || true)?;
+        Ok(candidate)
+    }
+
     /// Whether a node may be quantized as far as the user is concerned.
     fn wanted(&self, model: &Model, id: NodeId) -> Result<(), String> {
-        let (name, _) = optix_pipeline::naming::node_and_op(model, id);
-        match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-            Some(pattern) => Err(format!("excluded by `{pattern}`")),
-            None => Ok(()),
-        }
+        not_excluded(model, id, &self.exclude)
     }
 
     fn rewrite(

@@ -11,9 +11,10 @@ use serde::Deserialize;
 
 use super::blocks::{Algorithm, Grid, ZeroPoint};
 use super::packing::{Layout, QuantizedMatrix};
-use super::quantize_static::{QUANTIZED, check_patterns, constant_bytes, float_layer, matches_glob};
+use super::quantize_static::{QUANTIZED, constant_bytes, float_layer};
 use super::weights::{self, Operand, Shared};
 use super::{embedding, rewrite};
+use crate::names::{check_patterns, not_excluded};
 
 /// How quantized weights are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -171,13 +172,7 @@ impl Pass for QuantizeWeights {
                     .to_owned(),
             });
         }
-        let wanted = |model: &Model, id: NodeId| {
-            let (name, _) = optix_pipeline::naming::node_and_op(model, id);
-            match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-                Some(pattern) => Err(format!("excluded by `{pattern}`")),
-                None => Ok(()),
-            }
-        };
+        let wanted = |model: &Model, id: NodeId| not_excluded(model, id, &self.exclude);
         // What is to be quantized, by the constant that holds it, in the order of its first reader.
         let mut groups: Vec<Shared> = Vec::new();
         let mut place: BTreeMap<ValueId, usize> = BTreeMap::new();

@@ -8,46 +8,10 @@
 
 use optix_ir::{Model, NodeId};
 
+use super::certificate::{Arrangement, WeightLayout};
+
 /// What two neighbouring weights may add up to before rounding: rounding adds a half to each.
 const MOST: f32 = 127.0;
-
-/// Place of element `depth` of sum `channel` among the weights.
-type Place = Box<dyn Fn(usize, usize) -> usize>;
-
-/// Channels, depth and places in the order of the kernels: of a convolution, places of the window first and
-/// input channels within; `None` for kernels that do not pair.
-fn arrangement(model: &Model, id: NodeId, shape: &[usize]) -> Option<(usize, usize, Place)> {
-    let node = model.node(id);
-    match (node.op_type.as_str(), shape) {
-        ("Conv", &[channels, inputs, ref window @ ..]) => {
-            let places: usize = window.iter().product();
-            let groups = node.int("group").unwrap_or(1);
-            // Depthwise kernels add up single products.
-            let is_depthwise = groups > 1 && inputs == 1 && i64::try_from(channels) == Ok(groups);
-            let at = move |channel: usize, depth: usize| {
-                let (place, input) = (depth / inputs.max(1), depth % inputs.max(1));
-                (channel * inputs + input) * places + place
-            };
-            (!is_depthwise).then_some((channels, inputs * places, Box::new(at)))
-        }
-        ("Gemm", &[channels, depth]) if node.int("transB").unwrap_or(0) != 0 => {
-            Some((channels, depth, Box::new(move |channel, place| channel * depth + place)))
-        }
-        ("Gemm" | "MatMul", &[depth, channels]) => {
-            Some((channels, depth, Box::new(move |channel, place| place * channels + channel)))
-        }
-        // A stack of matrices has one scale: every column of every matrix is a sum.
-        ("MatMul", &[ref matrices @ .., depth, columns]) => {
-            let count: usize = matrices.iter().product();
-            let at = move |sum: usize, place: usize| {
-                let (matrix, column) = (sum / columns.max(1), sum % columns.max(1));
-                (matrix * depth + place) * columns + column
-            };
-            Some((count * columns, depth, Box::new(at)))
-        }
-        _ => None,
-    }
-}
 
 /// Widens symmetric int8 scales, one a channel or a single one, until no pair of weights can be clipped.
 /// Returns how many were widened.
@@ -58,22 +22,26 @@ pub(super) fn widen(
     weights: &[f32],
     shape: &[usize],
 ) -> usize {
-    let Some((channels, depth, at)) = arrangement(model, id, shape) else { return 0 };
-    if scales.is_empty() || channels * depth != weights.len() {
+    let arrangement = Arrangement::of(shape, WeightLayout::of(model.node(id)));
+    let Some(arrangement) = arrangement.filter(|arrangement| arrangement.is_paired) else { return 0 };
+    if scales.is_empty() || weights.is_empty() {
         return 0;
     }
-    let single = scales.len() == 1;
-    let mut worst = vec![0f32; scales.len()];
-    for channel in 0..channels {
-        let worst = &mut worst[if single { 0 } else { channel % scales.len() }];
-        for first in (0..depth.saturating_sub(1)).step_by(2) {
-            let (a, b) = (weights[at(channel, first)], weights[at(channel, first + 1)]);
-            // Of two signs, neither can leave alone.
-            if (a > 0.0) == (b > 0.0) {
-                *worst = worst.max((a + b).abs());
-            }
+    let count = scales.len();
+    let mut worst = vec![0f32; count];
+    let mut first = vec![0f32; arrangement.channels];
+    arrangement.each(weights, |channel, depth, weight| {
+        if depth % 2 == 0 {
+            first[channel] = weight;
+            return;
         }
-    }
+        // Of two signs, neither can leave alone.
+        let other = first[channel];
+        if (other > 0.0) == (weight > 0.0) {
+            let worst = &mut worst[channel % count];
+            *worst = worst.max((other + weight).abs());
+        }
+    });
     let mut widened = 0;
     for (scale, worst) in scales.iter_mut().zip(worst) {
         let least = worst / MOST;

@@ -11,13 +11,12 @@ use serde::Deserialize;
 
 use super::divide::{self, Division, Layout};
 use super::placement::float_weights;
-use super::quantize_static::{
-    ActivationType, check_patterns, constant_bytes, matches_glob, refuse_quantized,
-};
+use super::quantize_static::{ActivationType, constant_bytes, refuse_quantized};
 use super::reservoir::{Channels, Reservoir};
 use super::rewrite::drop_unused;
 use super::smoothing::{Found, Problem, Search, middle};
 use super::split::{self, Widening};
+use crate::names::{check_patterns, not_excluded};
 
 /// Moves outlier channels of activations into the weights behind them, so that int8 loses less. The float
 /// model computes the same as before (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438).
@@ -172,11 +171,10 @@ impl SmoothActivations {
             if !node.is("MatMul") && !node.is("Gemm") {
                 continue;
             }
-            let (name, _) = optix_pipeline::naming::node_and_op(model, id);
-            let found = match self.exclude.iter().find(|pattern| matches_glob(pattern, &name)) {
-                Some(pattern) => Err(format!("excluded by `{pattern}`")),
-                None if node.graph() != model.main() => Err("it is inside a subgraph".to_owned()),
-                None => member(model, id),
+            let found = match not_excluded(model, id, &self.exclude) {
+                Ok(()) if node.graph() != model.main() => Err("it is inside a subgraph".to_owned()),
+                Ok(()) => member(model, id),
+                Err(reason) => Err(reason),
             };
             let (value, channels, member) = match found {
                 Ok(found) => found,
@@ -220,9 +218,7 @@ impl SmoothActivations {
         let index: BTreeMap<ValueId, usize> =
             groups.iter().enumerate().map(|(at, group)| (group.value, at)).collect();
         let wanted: Vec<ValueId> = groups.iter().map(|group| group.value).collect();
-        let (oracle, data) = cx.calibration()?;
-        let mut batches = data.batches(model).map_err(OracleError::from)?;
-        let samples = oracle.observe(model, &wanted, &mut *batches, &mut |value, tensor| {
+        let samples = cx.observe(model, &wanted, &mut |value, tensor| {
             let elements = tensor.to_slice::<f32>().map_err(|error| {
                 OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name()))
             })?;
@@ -232,11 +228,7 @@ impl SmoothActivations {
             }
             Ok(())
         })?;
-        drop(batches);
         cx.count("calibration samples", samples);
-        if samples == 0 {
-            return Err(PassError::Options("the calibration data hold no samples".to_owned()));
-        }
         Ok(seen)
     }
 

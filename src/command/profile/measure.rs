@@ -11,8 +11,7 @@ use optix_base::CancelToken;
 use optix_data::Latencies;
 use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{OracleError, Progress};
-use optix_runtime::{Engine, LoadOptions, Session, Times, settle, value_bytes};
-use rustix::time::{ClockId, clock_gettime};
+use optix_runtime::{Engine, LoadOptions, Session, Times, cpu_seconds, settle, value_bytes};
 
 use super::inputs::Feeds;
 use super::memory;
@@ -58,12 +57,6 @@ const LONG_BLOCK: f64 = 0.05;
 
 /// Most timed runs: an engine may keep every event of them.
 const MOST_TIMED: usize = 400;
-
-/// CPU seconds of this process so far, all threads.
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
 
 fn check(cancel: &CancelToken) -> anyhow::Result<()> {
     if cancel.is_cancelled() { Err(OracleError::Interrupted.into()) } else { Ok(()) }

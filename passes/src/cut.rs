@@ -5,20 +5,22 @@
 //! Kolmogorov 2004 tell how energies of this kind become cuts).
 
 /// The end that stands for the first label.
-pub(super) const FIRST: usize = 0;
+pub(crate) const FIRST: usize = 0;
 /// The end that stands for the second label.
-pub(super) const SECOND: usize = 1;
+pub(crate) const SECOND: usize = 1;
 
 /// What must not be cut.
-pub(super) const NEVER: f64 = 1e30;
+pub(crate) const NEVER: u64 = u64::MAX / 4;
 
+#[derive(Debug)]
 struct Edge {
     to: usize,
-    left: f64,
+    left: u64,
 }
 
 /// Nodes and costs. [`FIRST`] and [`SECOND`] are there from the start.
-pub(super) struct Cut {
+#[derive(Debug)]
+pub(crate) struct Cut {
     edges: Vec<Edge>,
     /// By node, its edges; edge `e ^ 1` is the reverse of `e`.
     out: Vec<Vec<usize>>,
@@ -32,20 +34,20 @@ impl Default for Cut {
 
 impl Cut {
     /// One more node.
-    pub(super) fn node(&mut self) -> usize {
+    pub(crate) fn node(&mut self) -> usize {
         self.out.push(Vec::new());
         self.out.len() - 1
     }
 
     /// `cost` is due when `a` has the first label and `b` the second.
-    pub(super) fn cost(&mut self, a: usize, b: usize, cost: f64) {
-        if a == b || !cost.is_finite() || cost <= 0.0 {
+    pub(crate) fn cost(&mut self, a: usize, b: usize, cost: u64) {
+        if a == b || cost == 0 {
             return;
         }
         self.out[a].push(self.edges.len());
         self.edges.push(Edge { to: b, left: cost });
         self.out[b].push(self.edges.len());
-        self.edges.push(Edge { to: a, left: 0.0 });
+        self.edges.push(Edge { to: a, left: 0 });
     }
 
     /// Distance of every node from the first end along edges with something left.
@@ -56,7 +58,7 @@ impl Cut {
         while let Some(node) = queue.pop_front() {
             for &edge in &self.out[node] {
                 let Edge { to, left } = self.edges[edge];
-                if left > 0.0 && levels[to] == usize::MAX {
+                if left > 0 && levels[to] == usize::MAX {
                     levels[to] = levels[node] + 1;
                     queue.push_back(to);
                 }
@@ -65,26 +67,29 @@ impl Cut {
         levels
     }
 
-    /// Whether each node has the first label in the cheapest labelling.
-    pub(super) fn solve(mut self) -> Vec<bool> {
+    /// Whether each node has the first label in the cheapest labelling, and what that costs.
+    pub(crate) fn solve(mut self) -> (Vec<bool>, u64) {
+        let mut cost = 0u64;
         loop {
             let levels = self.levels();
             if levels[SECOND] == usize::MAX {
-                return levels.into_iter().map(|level| level != usize::MAX).collect();
+                return (levels.into_iter().map(|level| level != usize::MAX).collect(), cost);
             }
             let mut next = vec![0; self.out.len()];
-            while self.push(&levels, &mut next) {}
+            while let Some(pushed) = self.push(&levels, &mut next) {
+                cost = cost.saturating_add(pushed);
+            }
         }
     }
 
-    /// Sends as much as fits along one more path of the layers.
-    fn push(&mut self, levels: &[usize], next: &mut [usize]) -> bool {
+    /// Sends as much as fits along one more path of the layers; none when there is no more.
+    fn push(&mut self, levels: &[usize], next: &mut [usize]) -> Option<u64> {
         let mut path: Vec<usize> = Vec::new();
         let mut node = FIRST;
         while node != SECOND {
             let step = self.out[node][next[node]..].iter().position(|&edge| {
                 let Edge { to, left } = self.edges[edge];
-                left > 0.0 && levels[to] == levels[node].saturating_add(1)
+                left > 0 && levels[to] == levels[node].saturating_add(1)
             });
             match step {
                 Some(skipped) => {
@@ -96,18 +101,19 @@ impl Cut {
                 None => {
                     // A dead end: back, and not here again.
                     next[node] = self.out[node].len();
-                    let Some(edge) = path.pop() else { return false };
+                    let edge = path.pop()?;
                     node = self.edges[edge ^ 1].to;
                     next[node] += 1;
                 }
             }
         }
-        let least = path.iter().map(|&edge| self.edges[edge].left).fold(f64::INFINITY, f64::min);
+        let least = path.iter().map(|&edge| self.edges[edge].left).min()?;
         for edge in path {
             self.edges[edge].left -= least;
-            self.edges[edge ^ 1].left += least;
+            let back = &mut self.edges[edge ^ 1].left;
+            *back = back.saturating_add(least);
         }
-        true
+        Some(least)
     }
 }
 
@@ -116,7 +122,7 @@ mod tests {
     use super::*;
 
     /// Costs of a labelling, by definition.
-    fn price(costs: &[(usize, usize, f64)], first: &[bool]) -> f64 {
+    fn price(costs: &[(usize, usize, u64)], first: &[bool]) -> u64 {
         costs.iter().filter(|(a, b, _)| first[*a] && !first[*b]).map(|(_, _, cost)| cost).sum()
     }
 
@@ -131,18 +137,19 @@ mod tests {
             let nodes = 2 + random(7) as usize;
             let mut costs = Vec::new();
             for node in 2..nodes {
-                costs.push((FIRST, node, random(20) as f64));
-                costs.push((node, SECOND, random(20) as f64));
+                costs.push((FIRST, node, random(20)));
+                costs.push((node, SECOND, random(20)));
             }
             for _ in 0..random(12) {
-                costs.push((random(nodes as u64) as usize, random(nodes as u64) as usize, random(9) as f64));
+                costs.push((random(nodes as u64) as usize, random(nodes as u64) as usize, random(9)));
             }
             let mut cut = Cut::default();
             (2..nodes).for_each(|_| {
                 cut.node();
             });
             costs.iter().for_each(|&(a, b, cost)| cut.cost(a, b, cost));
-            let found = price(&costs, &cut.solve());
+            let (first, cost) = cut.solve();
+            let found = price(&costs, &first);
             let best = (0..1 << (nodes - 2))
                 .map(|bits: usize| {
                     let first: Vec<bool> = (0..nodes)
@@ -150,8 +157,8 @@ mod tests {
                         .collect();
                     price(&costs, &first)
                 })
-                .fold(f64::INFINITY, f64::min);
-            assert!((found - best).abs() < 1e-9, "{found} {best} {costs:?}");
+                .min();
+            assert_eq!((Some(found), cost), (best, found), "{costs:?}");
         }
     }
 }
