@@ -209,8 +209,7 @@ fn restores_a_weight(model: &Model, id: NodeId) -> bool {
         (tensor.len() >= WEIGHT).then(|| tensor.dtype().bits())
     };
     let wide = node.output(0).and_then(|value| model.value(value).ty.as_ref()?.dtype());
-    let restores = node.is("Cast") || node.is("DequantizeLinear");
-    restores && bits(node.input(0)).is_some_and(|bits| bits < wide.map_or(32, |wide| wide.bits()))
+    node.is("Cast") && bits(node.input(0)).is_some_and(|bits| bits < wide.map_or(32, |wide| wide.bits()))
 }
 
 /// The result of Shape or Size on a value whose shape is known ahead.

@@ -75,7 +75,7 @@ impl Network {
 
     /// Which units are 16 bits wide in the cheapest choice.
     pub(super) fn solve(self) -> Vec<bool> {
-        let (float, _) = self.cut.solve();
+        let float = self.cut.solve();
         self.units.iter().map(|&unit| !float[unit]).collect()
     }
 }

@@ -152,14 +152,13 @@ impl Problem<'_> {
     /// Why a constant that a node reads cannot be a 16-bit one.
     fn unfit(&self, id: NodeId) -> Option<String> {
         let node = self.model.node(id);
-        let divides = |slot: usize| match node.op_type.as_str() {
-            "Div" | "Mod" => slot == 1,
-            "Reciprocal" | "Log" => slot == 0,
-            _ => false,
-        };
         let constants = node.inputs().iter().enumerate().find_map(|(slot, input)| {
             let value = (*input)?;
-            self.weights.get(value)?.unfit(self.model.value(value).name(), self.weights.low, divides(slot))
+            self.weights.get(value)?.unfit(
+                self.model.value(value).name(),
+                self.weights.low,
+                divides(node, slot),
+            )
         });
         constants.or_else(|| {
             let value = node.tensor("value").filter(|_| node.is("ConstantOfShape"))?;
@@ -247,12 +246,17 @@ impl Plan {
             uses.iter().map(|&used| self.want(problem.model, problem.flow, used)).collect();
         let wants = |want| wants.contains(&want);
         let saves = rounded.tensor.bytes().len();
-        let fits = rounded.unfit("", problem.weights.low, false).is_none();
+        let is_divisor = uses.iter().any(|used| match used {
+            Use::Node(id, slot) => divides(problem.model.node(*id), *slot as usize),
+            Use::Output(..) => false,
+        });
+        let fits = rounded.unfit("", problem.weights.low, is_divisor).is_none();
         let stored = saves > WORTH_A_CAST && fits && (!wants(Want::Exact) || rounded.exact);
         match (wants(Want::Low), wants(Want::Float) || wants(Want::Exact)) {
             (true, false) => Fate::Low,
             (_, true) if stored => Fate::Stored,
-            (true, true) if saves > WORTH_A_CAST => Fate::Cast,
+            // A cast at run time would not clamp.
+            (true, true) if saves > WORTH_A_CAST && !rounded.clamped => Fate::Cast,
             (true, true) => Fate::Copied,
             (false, _) => Fate::Kept,
         }
@@ -298,4 +302,13 @@ pub(super) enum Fate {
     Cast,
     /// It stays; 16-bit readers get a copy.
     Copied,
+}
+
+/// Whether a node divides by what it reads there, or takes its logarithm: rounding to zero is no small error.
+fn divides(node: &optix_ir::Node, slot: usize) -> bool {
+    match node.op_type.as_str() {
+        "Div" | "Mod" => slot == 1,
+        "Reciprocal" | "Log" => slot == 0,
+        _ => false,
+    }
 }

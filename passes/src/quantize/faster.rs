@@ -275,6 +275,6 @@ fn cheapest(
             cut.cost(kept, reader, NEVER);
         }
     }
-    let (first, _) = cut.solve();
+    let first = cut.solve();
     places.into_iter().filter(|(_, place)| !first[*place]).map(|(node, _)| node).collect()
 }

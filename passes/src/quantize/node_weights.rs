@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use optix_ir::{Model, NodeId, Tensor, ValueId};
+use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Layer, PassError};
 
 use super::affine::{Affine, channel_maxima, quantize_weights};
@@ -19,13 +19,17 @@ pub(super) struct WeightOptions {
     pub(super) no_saturation: bool,
 }
 
+/// Integers that stand for a constant already: by the constant, the axis of its channels and the bits of the
+/// scales.
+pub(super) type SharedWeights = BTreeMap<(ValueId, Option<usize>, Vec<u32>), ValueId>;
+
 /// Replaces weights and bias of one node; returns its row of the ledger.
 pub(super) fn quantize_node(
     options: WeightOptions,
     model: &mut Model,
     weighted: &WeightedNode,
     input_scale: f32,
-    shared: &mut BTreeMap<(ValueId, Option<usize>), ValueId>,
+    shared: &mut SharedWeights,
     replaced: &mut Vec<ValueId>,
 ) -> Result<Layer, PassError> {
     let id = weighted.node;
@@ -42,17 +46,16 @@ pub(super) fn quantize_node(
     if options.no_saturation {
         saturation::widen(&mut scales, model, id, &floats, tensor.shape());
     }
-    let mut shared_key = (weights, axis);
     if let Some(bias) = &bias_tensor {
         let biases = bias.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
         let fixed = fit_bias(&mut scales, &maxima, &biases, input_scale);
         if fixed > 0 {
             reason = Some(format!("{fixed} weight scales widened so that the bias fits int32"));
-            // These scales are this node's own.
-            shared_key = (bias_or(weights, model, id), axis);
         }
     }
     let quantized = quantize_weights(&floats, tensor.shape(), axis, scales);
+    // Nodes that read the same weights with other scales (for their biases, or in another order) have others.
+    let shared_key = (weights, axis, quantized.scales.iter().map(|scale| scale.to_bits()).collect());
     let graph = model.node(id).graph();
     let bytes_before =
         tensor.bytes().len() as u64 + bias_tensor.as_ref().map_or(0, |b| b.bytes().len() as u64);
@@ -106,11 +109,6 @@ pub(super) fn quantize_node(
         weight_sqnr_db: quantized.sqnr_db(),
         ..Layer::default()
     })
-}
-
-/// A key that only this node has: its bias if it has one.
-fn bias_or(weights: ValueId, model: &Model, id: NodeId) -> ValueId {
-    model.node(id).input(2).unwrap_or(weights)
 }
 
 /// Widens weight scales whose bias would not fit 32 bits, and gives channels without weights a scale

@@ -126,6 +126,9 @@ pub(super) fn quantizer(model: &Model, value: ValueId) -> Result<Quantizer, Stri
     if !is_quantize(node) {
         return Err("its result is not quantized".to_owned());
     }
+    if node.graph() != model.value(value).graph() {
+        return Err("its result is quantized in a subgraph".to_owned());
+    }
     let output = node.output(0).ok_or("a QuantizeLinear has no result")?;
     let integers = parameters(model, node, output)?;
     if let Some(id) = absorbed

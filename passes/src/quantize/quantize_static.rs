@@ -14,7 +14,7 @@ use super::calibrate::{Choice, RangeObserver, calibrate, choose};
 use super::decided;
 use super::faster;
 use super::measure::{Measured, measure};
-use super::node_weights::{WeightOptions, quantize_node};
+use super::node_weights::{SharedWeights, WeightOptions, quantize_node};
 use super::observer::Observer;
 use super::placement::{self, Placement};
 use super::rewrite;
@@ -351,7 +351,7 @@ impl QuantizeStatic {
             per_channel: self.per_channel,
             no_saturation: self.saturation == Saturation::Avoid,
         };
-        let mut shared: BTreeMap<(ValueId, Option<usize>), ValueId> = BTreeMap::new();
+        let mut shared = SharedWeights::new();
         let mut replaced = Vec::new();
         for weighted in &placement.weighted {
             if !may_edit() {

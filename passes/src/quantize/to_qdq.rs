@@ -108,7 +108,7 @@ static FORMS: &[Form] = &[
 type Known = BTreeMap<ValueId, (ValueId, Option<ValueId>)>;
 
 /// The `DequantizeLinear` of each value: one serves all readers in its graph.
-type Made = BTreeMap<(GraphId, ValueId, ValueId, Option<ValueId>), ValueId>;
+type Made = BTreeMap<(GraphId, ValueId, ValueId, Option<ValueId>, Option<i64>), ValueId>;
 
 impl Pass for ToQdq {
     fn requires(&self) -> Requires {
@@ -130,7 +130,10 @@ impl Pass for ToQdq {
             let node = model.node(id);
             let op = node.op_type.clone();
             if super::pairs::is_quantize(node) {
-                if let (Some(output), Some(scale)) = (node.output(0), node.input(1)) {
+                // What is moved may not have a scale a channel: channels would move too.
+                if let (Some(output), Some(scale)) = (node.output(0), node.input(1))
+                    && scale_count(model, scale) == Some(1)
+                {
                     known.insert(output, (scale, node.input(2)));
                 }
                 continue;
@@ -194,6 +197,17 @@ struct Plan {
     result: Option<(ValueId, Option<ValueId>)>,
 }
 
+/// Elements of a value, by its type.
+fn element_count(model: &Model, value: ValueId) -> Option<usize> {
+    let shape = model.value(value).ty.as_ref().and_then(Type::fixed_shape);
+    shape.map(|shape| shape.iter().product::<usize>())
+}
+
+/// How many scales a value holds, if that is known.
+fn scale_count(model: &Model, scale: ValueId) -> Option<usize> {
+    element_count(model, scale).or_else(|| model.constant(scale).map(Tensor::len))
+}
+
 /// An operator that moves integers whose scale is known.
 fn moved(model: &Model, id: NodeId, known: &Known) -> Plan {
     let node = model.node(id);
@@ -223,12 +237,8 @@ fn read(model: &Model, id: NodeId, form: &Form) -> Result<Plan, String> {
         let value = node.input(slots.value).ok_or("an input is missing")?;
         let scale = node.input(slots.scale).ok_or("a scale is missing")?;
         let rank = |value: ValueId| model.value(value).ty.as_ref().and_then(|ty| ty.shape()).map(Vec::len);
-        let count = |value: ValueId| {
-            let shape = model.value(value).ty.as_ref().and_then(Type::fixed_shape);
-            shape.map(|shape| shape.iter().product::<usize>())
-        };
         let zero_point = node.input(slots.zero_point);
-        let several = match count(scale).or_else(|| model.constant(scale).map(Tensor::len)) {
+        let several = match scale_count(model, scale) {
             None => return Err("how many scales there are is not known".to_owned()),
             Some(count) => count != 1,
         };
@@ -250,7 +260,7 @@ fn read(model: &Model, id: NodeId, form: &Form) -> Result<Plan, String> {
         }
         // Zero points are as many as scales in QDQ.
         if let Some(zero) = zero_point
-            && count(zero).is_some_and(|zeros| (zeros != 1) != several)
+            && element_count(model, zero).is_some_and(|zeros| (zeros != 1) != several)
             && model
                 .constant(zero)
                 .and_then(|zeros| zeros.to_i64s().ok())
@@ -327,7 +337,7 @@ fn write(
         inputs.push(match part {
             Part::As(value) => value,
             Part::Integers { value, scale, zero_point, axis } => {
-                let key = (graph, value, scale, zero_point);
+                let key = (graph, value, scale, zero_point, axis);
                 let dequantized = match made.get(&key) {
                     Some(&known) => known,
                     None => {
