@@ -24,6 +24,9 @@ const CALIBRATED_FOR_EACH: u64 = 40;
 /// Share of the error at the model's outputs that must be saved to leave `mse`.
 const WORTHWHILE: f64 = 0.02;
 
+/// Standard errors by which a gain must exceed that share: a few samples say little.
+const SURE: f64 = 2.0;
+
 /// How the range of an activation is chosen from what calibration saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -159,7 +162,7 @@ pub(super) fn calibrate(
 
 /// How many samples are measured on after so many were calibrated on.
 fn measured(samples: u64) -> usize {
-    (samples / CALIBRATED_FOR_EACH).clamp(2, 16) as usize
+    (samples / CALIBRATED_FOR_EACH).clamp(4, 16) as usize
 }
 
 /// Samples to measure on, from the start of the data.
@@ -265,13 +268,19 @@ fn measured_best(
             sums.iter_mut().zip(&errors).for_each(|(sum, errors)| *sum += errors.layers[layer]);
         }
     }
-    let model_errors: Vec<f64> = errors.iter().map(|errors| errors.model).collect();
-    let uniform = least(&model_errors);
+    // How each differs from the first, where it surely does: 0 else.
+    let gain = |errors: &Errors, first: &Errors| {
+        let (mean, error) = errors.beside(first);
+        if mean + SURE * error < (1.0 - WORTHWHILE).ln() { mean } else { 0.0 }
+    };
+    let gains: Vec<f64> = errors.iter().map(|candidate| gain(candidate, &errors[0])).collect();
+    let uniform =
+        (1..gains.len()).fold(0, |best, index| if gains[index] < gains[best] { index } else { best });
     let of_root = |root: ValueId| sums.get(&root).map_or(uniform, |sums| least(sums));
     let mixed = quantizers(placement, &|root| candidates[of_root(root)].1[&root]);
     if !candidates.iter().any(|(_, known)| *known == mixed) {
         let found = reference.errors(&mixed, choice.dtype, cx)?;
-        if found.model < model_errors[uniform] * (1.0 - WORTHWHILE) {
+        if gain(&found, &errors[0]) < gains[uniform] && gain(&found, &errors[uniform]) < 0.0 {
             for (value, root) in &placement.quantized {
                 if value == root {
                     cx.count(&format!("ranges by {}", candidates[of_root(*root)].0), 1);

@@ -32,8 +32,8 @@ pub(super) struct Reference<'a> {
 pub(super) struct Errors {
     /// At the output of each layer, in the placement's order.
     pub(super) layers: Vec<f64>,
-    /// At the model's outputs: their mean.
-    pub(super) model: f64,
+    /// At the model's outputs, for each sample: the mean over the outputs.
+    pub(super) samples: Vec<f64>,
 }
 
 /// Elements of a tensor, evenly apart.
@@ -81,6 +81,25 @@ fn run(
     Ok(())
 }
 
+impl Errors {
+    /// By which factor these errors at the model's outputs are smaller or greater than others: the natural
+    /// logarithm, its mean over the samples and the standard error of that. Logarithms, since a few samples
+    /// near a decision would outweigh all others.
+    pub(super) fn beside(&self, others: &Errors) -> (f64, f64) {
+        // Errors below this are none: what is left are last digits.
+        let floor = 1e-12;
+        let pairs = self.samples.iter().zip(&others.samples);
+        let logs: Vec<f64> = pairs.map(|(a, b)| (a.clamp(floor, 1e12) / b.clamp(floor, 1e12)).ln()).collect();
+        let count = logs.len() as f64;
+        if logs.len() < 2 {
+            return (0.0, f64::INFINITY);
+        }
+        let mean = logs.iter().sum::<f64>() / count;
+        let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        (mean, (variance / count).sqrt())
+    }
+}
+
 impl<'a> Reference<'a> {
     /// Runs the float model over some samples.
     ///
@@ -114,26 +133,34 @@ impl<'a> Reference<'a> {
         let model = self.with(quantizers, dtype)?;
         let wanted: Vec<ValueId> = self.layers.iter().copied().chain(outputs(&model)).collect();
         let mut sums = vec![(0f64, 0f64); wanted.len()];
+        let layers = self.layers.len();
+        let outputs = wanted.len() - layers;
+        let mut of_samples = vec![0f64; self.samples.len()];
+        // What overflows or is not a number is the worst of all.
+        let relative = |(signal, noise): (f64, f64)| match (signal > 0.0, noise.is_finite()) {
+            (true, true) => noise / signal,
+            (false, true) => 0.0,
+            _ => f64::INFINITY,
+        };
         run(&model, &wanted, self.samples, cx, &mut |place, sample, found| {
             let Some(expected) =
                 self.expected.get(&(place, sample)).filter(|known| known.len() == found.len())
             else {
                 return;
             };
+            let (mut signal, mut noise) = (0f64, 0f64);
             for (&a, &b) in expected.iter().zip(&found) {
-                sums[place].0 += f64::from(a) * f64::from(a);
-                sums[place].1 += (f64::from(a) - f64::from(b)).powi(2);
+                signal += f64::from(a) * f64::from(a);
+                noise += (f64::from(a) - f64::from(b)).powi(2);
+            }
+            sums[place].0 += signal;
+            sums[place].1 += noise;
+            if place >= layers {
+                of_samples[sample] += relative((signal, noise)) / outputs as f64;
             }
         })?;
-        // What overflows or is not a number is the worst of all.
-        let relative = |&(signal, noise): &(f64, f64)| match (signal > 0.0, noise.is_finite()) {
-            (true, true) => noise / signal,
-            (false, true) => 0.0,
-            _ => f64::INFINITY,
-        };
-        let (layers, outputs) = sums.split_at(self.layers.len());
-        let model = outputs.iter().map(relative).sum::<f64>() / outputs.len().max(1) as f64;
-        Ok(Errors { layers: layers.iter().map(relative).collect(), model })
+        let layers = sums[..layers].iter().map(|&sums| relative(sums)).collect();
+        Ok(Errors { layers, samples: of_samples })
     }
 
     /// The model with quantizers behind its activations and with float weights.
@@ -157,5 +184,38 @@ impl<'a> Reference<'a> {
             }
         }
         Ok(model)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(samples: &[f64]) -> Errors {
+        Errors { layers: Vec::new(), samples: samples.to_vec() }
+    }
+
+    #[test]
+    fn one_odd_sample_does_not_decide() {
+        let base = errors(&[1e-3, 2e-3, 1e-3, 4e-3, 2e-3, 1e-3]);
+        let better = errors(&[0.8e-3, 1.5e-3, 0.9e-3, 3e-3, 1.6e-3, 0.8e-3]);
+        let (mean, error) = better.beside(&base);
+        assert!(mean + 2.0 * error < -0.1, "{mean} {error}");
+        // A hundredth of the error in one sample, a little more in the others.
+        let odd = errors(&[1e-5, 2.2e-3, 1.1e-3, 4.1e-3, 2.3e-3, 1.1e-3]);
+        let (mean, error) = odd.beside(&base);
+        assert!(mean + 2.0 * error > 0.0, "{mean} {error}");
+        assert_eq!(errors(&[0.0, 0.0]).beside(&errors(&[0.0, 0.0])), (0.0, 0.0));
+        assert_eq!(errors(&[0.1]).beside(&errors(&[0.2])), (0.0, f64::INFINITY));
+        assert!(errors(&[f64::INFINITY, 1.0]).beside(&base).0 > 0.0);
+    }
+
+    #[test]
+    fn elements_are_taken_from_all_columns() {
+        let many: Vec<f32> = (0..1 << 18).map(|i| (i % 64) as f32).collect();
+        let kept = some(&many);
+        assert!(kept.len() <= ELEMENTS && kept.len() > ELEMENTS / 2);
+        assert!((0..64).all(|column| kept.contains(&(column as f32))));
+        assert_eq!(some(&many[..10]), many[..10]);
     }
 }

@@ -57,9 +57,8 @@ use crate::names::{check_patterns, not_excluded};
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct SmoothActivations {
-    /// Values of alpha that are tried first, 0 to 1; values between them follow. Near 1 every channel fills
-    /// the range, and data with greater values than calibration had are cut in all of them.
-    pub alphas: Vec<f32>,
+    /// Values of alpha that are tried first, 0 to 1; values between them follow.
+    pub alphas: Vec<f64>,
     /// Least gain in dB of the expected signal-to-noise ratio at the outputs of a group.
     pub least_gain: f64,
     /// Insert a Mul where nothing before the group takes the division in.
@@ -81,6 +80,7 @@ pub struct SmoothActivations {
 impl Default for SmoothActivations {
     fn default() -> Self {
         SmoothActivations {
+            // Near 1 every channel fills the range, and greater values than calibration had are cut in all.
             alphas: vec![0.4, 0.55, 0.7, 0.85],
             least_gain: 0.2,
             insert_mul: true,
@@ -442,6 +442,7 @@ impl Pass for SmoothActivations {
             return Ok(());
         }
         let seen = self.calibrate(model, &groups, cx)?;
+        let alphas: Vec<f32> = self.alphas.iter().map(|&alpha| alpha as f32).collect();
         for (index, (group, (channels, rows))) in groups.iter().zip(&seen).enumerate() {
             cx.progress("smoothing activations", index as u64, groups.len() as u64)?;
             let search = match self.prepare(model, group, channels, rows) {
@@ -452,7 +453,7 @@ impl Pass for SmoothActivations {
                 }
             };
             let before = search.untouched();
-            let smoothed = search.best(&self.alphas, &before.copies);
+            let smoothed = search.best(&alphas, &before.copies);
             let plain = smoothed.filter(|found| found.decibels() >= before.decibels() + self.least_gain);
             let split = self.copies(model, group, &search, plain.as_ref().unwrap_or(&before));
             let (widening, found) = match (split, plain) {
