@@ -16,6 +16,7 @@ use optix_pipeline::PassSpec;
 pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<clean::FoldConstants>(),
     PassSpec::of::<clean::FoldBatchNorm>(),
+    PassSpec::of::<clean::FoldBias>(),
     PassSpec::of::<clean::EliminateIdentity>(),
     PassSpec::of::<clean::EliminateCommonSubexpressions>(),
     PassSpec::of::<clean::EliminateDead>(),

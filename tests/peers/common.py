@@ -243,13 +243,18 @@ def read_lines(choices, charset):
     return ["".join(charset[c] for c, p in zip(row, [0, *row[:-1]], strict=True) if c and c != p) for row in choices.tolist()]
 
 
-def probe(train, train_labels, test, test_labels):
-    """Accuracy of a ridge classifier on embeddings of unit length: what an encoder's output is still good for."""
+def probed(train, train_labels, test, test_labels):
+    """1 for each sample that a ridge classifier on embeddings of unit length gets right, 0 else: what an encoder's output is still good for."""
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
     with_one = lambda x: np.hstack([unit(np.asarray(x, np.float64)), np.ones((len(x), 1))])
     a, y = with_one(train), np.where(train_labels > 0, 1.0, -1.0)
     weights = np.linalg.solve(a.T @ a + 0.1 * np.eye(a.shape[1]), a.T @ y)
-    return float(((with_one(test) @ weights > 0) == (test_labels > 0)).mean())
+    return ((with_one(test) @ weights > 0) == (test_labels > 0)).astype(float)
+
+
+def probe(train, train_labels, test, test_labels):
+    """The mean of `probed`."""
+    return float(probed(train, train_labels, test, test_labels).mean())
 
 
 # --- onnxruntime -------------------------------------------------------------------------------------------------
@@ -309,12 +314,12 @@ def fused(model, work):
     }  # fmt: skip
 
 
-def latency(models, feeds, batch, rounds=40, budget_s=20.0):
-    """Interleaved in this process, one thread: name -> median milliseconds a batch, and the median ratio to the first.
+def latency(models, feeds, batch, rounds=40, budget_s=20.0, threads=1):
+    """Interleaved in this process: name -> median milliseconds a batch, and the median ratio to the first.
 
     batch: so many samples of the feeds; None for the feeds as they are."""
     fed = dict(feeds) if batch is None else taken(feeds, 0, batch)
-    sessions = {name: session(path) for name, path in models.items()}
+    sessions = {name: session(path, threads) for name, path in models.items()}
     times = {name: [] for name in models}
     for running in sessions.values():
         for _ in range(3):

@@ -20,7 +20,7 @@ use crate::cases::{self, Case};
 use crate::models;
 use crate::random::differences;
 
-/// What the tolerance of fold-batch-norm, the only clean pass that is not exact, allows.
+/// What the tolerance of fold-batch-norm and fold-bias, the only clean passes that are not exact, allows.
 const WITHIN: f64 = 1e-4;
 
 fn oracle() -> EngineOracle {

@@ -5,6 +5,7 @@ mod eliminate_common_subexpressions;
 mod eliminate_dead;
 mod eliminate_identity;
 mod fold_batch_norm;
+mod fold_bias;
 mod fold_constants;
 mod merge_initializers;
 mod opset_changes;
@@ -14,6 +15,7 @@ pub use eliminate_common_subexpressions::EliminateCommonSubexpressions;
 pub use eliminate_dead::EliminateDead;
 pub use eliminate_identity::EliminateIdentity;
 pub use fold_batch_norm::FoldBatchNorm;
+pub use fold_bias::FoldBias;
 pub use fold_constants::FoldConstants;
 pub use merge_initializers::MergeInitializers;
 

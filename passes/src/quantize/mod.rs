@@ -1,6 +1,7 @@
 //! Fewer bits: passes that write models in integers.
 
 pub mod affine;
+mod bias_correction;
 pub mod blocks;
 mod calibrate;
 pub mod certificate;

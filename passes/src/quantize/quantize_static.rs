@@ -1,5 +1,6 @@
 //! Static quantization to int8.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::{DType, Model, NodeId, ValueId};
@@ -10,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::affine::Affine;
+use super::bias_correction;
 use super::calibrate::{Choice, RangeObserver, calibrate, choose};
 use super::decided;
 use super::faster;
@@ -82,6 +84,9 @@ pub struct QuantizeStatic {
     /// Signal-to-noise ratio in dB that every output of the model must keep on calibration samples: where it
     /// does not, layers are judged one by one and the loudest stay float. 0 quantizes them all.
     pub min_sqnr: f64,
+    /// Bring the mean of every channel back to what it is in float by changing biases, layer by layer: kept
+    /// where the outputs gain by it on calibration samples that it was not measured on.
+    pub bias_correction: bool,
     /// Leave layers float that are not faster in integers, quantizers counted in, as measured on the engine
     /// that the model is meant for. Without such an engine all layers are quantized.
     pub only_faster: bool,
@@ -99,6 +104,7 @@ impl Default for QuantizeStatic {
             saturation: Saturation::default(),
             embeddings: true,
             min_sqnr: 20.0,
+            bias_correction: true,
             only_faster: true,
             exclude: Vec::new(),
         }
@@ -192,29 +198,57 @@ impl Pass for QuantizeStatic {
             Ok(chosen)
         })?;
         let float_model = model.clone();
-        let without = |float: &BTreeMap<NodeId, String>| {
+        let without = |model: &Model, float: &BTreeMap<NodeId, String>| {
             placement::place(model, &|id| match float.get(&id) {
                 Some(reason) => Err(reason.clone()),
                 None => wanted(model, id),
             })
         };
+        // Of all layers in integers.
+        let mut corrected: Option<bias_correction::Found> = None;
         let float = decided::float_nodes(model, cx, |cx| {
             let mut float = BTreeMap::new();
-            let mut left = std::borrow::Cow::Borrowed(&placement);
+            let mut left = Cow::Borrowed(&placement);
             // Statistics of an earlier run do without data; then there is nothing to judge on.
             if !cx.has_calibration() {
                 return Ok(float);
             }
             if self.min_sqnr > 0.0 {
-                float = self.too_sensitive(model, &left, &observers, &quantizers, cx)?;
-                left = std::borrow::Cow::Owned(without(&float));
+                // What a shift of the bias takes back is no reason to leave a layer float.
+                let mut base = Cow::Borrowed(&*model);
+                if self.bias_correction {
+                    let found = self.shifts(model, &left, &observers, &quantizers, cx)?;
+                    bias_correction::apply(base.to_mut(), &found.shifts)?;
+                    corrected = Some(found);
+                }
+                float = self.too_sensitive(model, &base, &left, &observers, &quantizers, cx)?;
+                left = Cow::Owned(without(model, &float));
             }
             if self.only_faster && !left.weighted.is_empty() {
                 float.extend(self.slower_in_integers(model, &left, &observers, &quantizers, cx)?);
             }
             Ok(float)
         })?;
-        let placement = without(&float);
+        let mut placement = without(model, &float);
+        let shifts = match self.bias_correction {
+            true => cx.decide("bias", |cx| {
+                let found = match corrected.filter(|_| float.is_empty()) {
+                    Some(found) => found,
+                    None => self.shifts(model, &placement, &observers, &quantizers, cx)?,
+                };
+                if !found.summary.is_empty() {
+                    cx.note(found.summary);
+                }
+                Ok(found.shifts)
+            })?,
+            false => Vec::new(),
+        };
+        if !shifts.is_empty() {
+            bias_correction::apply(model, &shifts)?;
+            cx.count("biases corrected", shifts.len() as u64);
+            // Layers may have biases now that had none.
+            placement = without(model, &float);
+        }
         for (&id, reason) in &float {
             cx.skip(model, id, reason.clone());
             cx.layer(float_layer(model, id, reason));
@@ -244,10 +278,12 @@ struct Rewritten {
 }
 
 impl QuantizeStatic {
-    /// Layers that cost the outputs too much, each with the reason.
+    /// Layers that cost the outputs too much, each with the reason. `base` is what is quantized: the model with
+    /// its biases corrected.
     fn too_sensitive(
         &self,
         model: &Model,
+        base: &Model,
         placement: &Placement,
         observers: &BTreeMap<ValueId, Observer>,
         quantizers: &BTreeMap<ValueId, Affine>,
@@ -256,13 +292,35 @@ impl QuantizeStatic {
         let layers: Vec<NodeId> = placement.weighted.iter().map(|weighted| weighted.node).collect();
         let build = |kept: &BTreeSet<NodeId>| {
             let is_left = |id: NodeId| !layers.contains(&id) || kept.contains(&id);
-            self.candidate(model, placement, observers, quantizers, &is_left)
+            self.candidate(base, placement, observers, quantizers, &is_left)
         };
         let protected = sensitivity::protect(model, &layers, self.min_sqnr, &build, cx)?;
         if !protected.summary.is_empty() {
             cx.note(protected.summary);
         }
         Ok(protected.float)
+    }
+
+    /// What is added to biases; nothing where that gains nothing.
+    fn shifts(
+        &self,
+        model: &Model,
+        placement: &Placement,
+        observers: &BTreeMap<ValueId, Observer>,
+        quantizers: &BTreeMap<ValueId, Affine>,
+        cx: &mut Cx<'_>,
+    ) -> Result<bias_correction::Found, PassError> {
+        // Statistics of an earlier run do without data; then there is nothing to measure on.
+        if !cx.has_calibration() || placement.weighted.is_empty() {
+            return Ok(bias_correction::Found::default());
+        }
+        let left: BTreeSet<NodeId> = placement.weighted.iter().map(|weighted| weighted.node).collect();
+        let build = |float: &Model| {
+            let is_left =
+                |id: NodeId| !placement::is_quantizable(&float.node(id).op_type) || left.contains(&id);
+            self.candidate(float, placement, observers, quantizers, &is_left)
+        };
+        bias_correction::search(model, placement, &build, cx)
     }
 
     /// Nodes that are slower in integers on the engine the model is meant for, each with the reason.
