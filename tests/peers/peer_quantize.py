@@ -9,6 +9,7 @@ nncf     nncf.quantize on the same samples; --full for its full bias correction,
 import argparse
 import os
 import pathlib
+import resource
 
 import common
 
@@ -73,7 +74,10 @@ def main():
     parser.add_argument("--no-preprocess", action="store_true", help="leave quant_pre_process out (it fails on some models)")
     parser.add_argument("--per-tensor", action="store_true")
     parser.add_argument("--full", action="store_true", help="nncf: correct biases layer by layer instead of all at once")
+    parser.add_argument("--memory", type=int, default=10, help="GiB of address space at most")
     options = parser.parse_args()
+    # onnxruntime's histograms keep every activation of every sample: more than this is a failure.
+    resource.setrlimit(resource.RLIMIT_AS, (options.memory << 30, options.memory << 30))
     options.out = options.out.resolve()
     subject = next(s for s in common.subjects(options.models) if s.name == options.subject)
     # onnxruntime leaves temporary files of failed runs in the working directory.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{
-    Cx, Family, Interface, Layer, Named, Numerics, OracleError, Pass, PassError, Promises, Requires, Topology,
+    Cx, DecisionError, Family, Interface, Layer, Named, Numerics, OracleError, PackedFloats, Pass, PassError,
+    Promises, Requires, Topology,
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::chains::{self, Chain, Weights};
 use super::quantize_static::{constant_bytes, refuse_quantized};
@@ -106,10 +107,6 @@ impl Pass for EqualizeLayers {
         Promises { numerics, interface: Interface::Kept, topology }
     }
 
-    fn is_recorded(&self, with_data: bool) -> bool {
-        !with_data
-    }
-
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
@@ -118,37 +115,39 @@ impl Pass for EqualizeLayers {
         for (node, reason) in alone {
             cx.skip(model, node, reason);
         }
-        let seen = if self.requires().calibration && !chains.is_empty() {
-            calibrate(model, &chains, cx)?
-        } else {
-            Seen::new()
-        };
+        // Filled when the first decision is made, and never when a lock is applied.
+        let mut seen: Option<Seen> = None;
         for (index, chain) in chains.iter().enumerate() {
             cx.progress("equalizing layers", index as u64, chains.len() as u64)?;
             let mut weights: Vec<Weights> = chain.layers.iter().map(|layer| layer.weights.clone()).collect();
             let scales = equalize(&mut weights);
-            if let Err(reason) = self.judge(chain, &weights, &scales, &seen) {
-                for layer in &chain.layers {
-                    cx.skip(model, layer.weights.node, reason.as_str());
-                    row(model, layer.weights.node, "as it was", &reason, cx);
+            let decision = if self.requires().calibration {
+                let key = chain.layers.first().map_or("", |layer| model.value(layer.output).name());
+                cx.decide(&format!("chain/{key}"), |cx| {
+                    if seen.is_none() {
+                        seen = Some(calibrate(model, &chains, cx)?);
+                    }
+                    let nothing = Seen::new();
+                    Ok(self.decided(chain, &weights, &scales, seen.as_ref().unwrap_or(&nothing)))
+                })?
+            } else {
+                self.decided(chain, &weights, &scales, &Seen::new())
+            };
+            let (expected, shifts) = match decision {
+                Decision::Left(reason) => {
+                    for layer in &chain.layers {
+                        cx.skip(model, layer.weights.node, reason.as_str());
+                        row(model, layer.weights.node, "as it was", &reason, cx);
+                    }
+                    continue;
                 }
-                continue;
-            }
-            let absorbed = if self.absorb_bias { absorb(chain, &mut weights, &scales, &seen) } else { 0 };
+                Decision::Equalized { expected, shifts } => (expected, shifts),
+            };
+            let shifts: Vec<Vec<f32>> = shifts.into_iter().map(|PackedFloats(shifts)| shifts).collect();
+            let absorbed = absorb(&mut weights, &shifts)?;
             if !cx.may_edit("equalize-layers") {
                 return Ok(());
             }
-            let noise = |weights: &[Weights], scales: &[Vec<f64>]| {
-                noise(chain, weights, scales, &seen, self.per_tensor)
-            };
-            let ones: Vec<Vec<f64>> = scales.iter().map(|scales| vec![1.0; scales.len()]).collect();
-            let before: Vec<Weights> = chain.layers.iter().map(|layer| layer.weights.clone()).collect();
-            let expected = match (noise(&before, &ones), noise(&weights, &scales)) {
-                (Some(before), Some(after)) => {
-                    format!("; expected {:.1} -> {:.1} dB", decibels(before), decibels(after))
-                }
-                _ => String::new(),
-            };
             for (at, new) in weights.iter().enumerate() {
                 write(model, new);
                 let said = match scales.get(at) {
@@ -169,7 +168,41 @@ impl Pass for EqualizeLayers {
     }
 }
 
+/// What is decided about a chain, as it is recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+enum Decision {
+    /// It stays as it is, for this reason.
+    Left(String),
+    /// It is equalized.
+    Equalized {
+        /// What it is expected to gain, in words.
+        expected: String,
+        /// What moves from the bias of each layer but the last into the next one's; empty for none.
+        shifts: Vec<PackedFloats>,
+    },
+}
+
 impl EqualizeLayers {
+    /// What is best for a chain, on what calibration saw.
+    fn decided(&self, chain: &Chain, weights: &[Weights], scales: &[Vec<f64>], seen: &Seen) -> Decision {
+        if let Err(reason) = self.judge(chain, weights, scales, seen) {
+            return Decision::Left(reason);
+        }
+        let noise =
+            |weights: &[Weights], scales: &[Vec<f64>]| noise(chain, weights, scales, seen, self.per_tensor);
+        let ones: Vec<Vec<f64>> = scales.iter().map(|scales| vec![1.0; scales.len()]).collect();
+        let before: Vec<Weights> = chain.layers.iter().map(|layer| layer.weights.clone()).collect();
+        let expected = match (noise(&before, &ones), noise(weights, scales)) {
+            (Some(before), Some(after)) => {
+                format!("; expected {:.1} -> {:.1} dB", decibels(before), decibels(after))
+            }
+            _ => String::new(),
+        };
+        let shifts = if self.absorb_bias { shifts(chain, weights, scales, seen) } else { Vec::new() };
+        Decision::Equalized { expected, shifts: shifts.into_iter().map(PackedFloats).collect() }
+    }
+
     /// Whether a chain is to be changed, or why not.
     fn judge(
         &self,
@@ -333,36 +366,60 @@ fn noise(
     (sum.is_finite() && sum > 0.0).then_some(sum)
 }
 
-/// Moves what channels never fall below into the bias of the next layer. Returns the number of channels.
-fn absorb(chain: &Chain, weights: &mut [Weights], scales: &[Vec<f64>], seen: &Seen) -> u64 {
-    let mut absorbed = 0;
+/// What the channels of each layer but the last never fall below, where it can move into the next layer's
+/// bias; empty where it cannot.
+fn shifts(chain: &Chain, weights: &[Weights], scales: &[Vec<f64>], seen: &Seen) -> Vec<Vec<f32>> {
+    let mut has_bias = weights.first().is_some_and(|weights| weights.bias.is_some());
+    let mut found = Vec::new();
     for at in 0..chain.layers.len().saturating_sub(1) {
-        let Some(output) = seen.get(&chain.layers[at].output) else { continue };
-        // Zeros of a padding would have to become what is absorbed; other activations are not shifted by it.
-        if !chain.layers[at].rectified || weights[at].bias.is_none() || !weights[at + 1].unpadded {
-            continue;
-        }
-        let moments = output.means().into_iter().zip(output.deviations()).zip(&output.low);
-        let shifts: Vec<f64> = moments
-            .zip(&scales[at])
-            .map(|(((mean, deviation), &low), scale)| {
-                (mean - 3.0 * deviation).min(f64::from(low)).max(0.0) / scale
-            })
-            .collect();
-        if shifts.iter().any(|shift| !shift.is_finite()) || shifts.iter().all(|&shift| shift == 0.0) {
-            continue;
-        }
+        let own = |output: &Channels| -> Option<Vec<f32>> {
+            // Zeros of a padding would have to become what is absorbed; other activations are not shifted by it.
+            if !chain.layers[at].rectified || !has_bias || !weights[at + 1].unpadded {
+                return None;
+            }
+            let moments = output.means().into_iter().zip(output.deviations()).zip(&output.low);
+            let shifts: Vec<f32> = moments
+                .zip(&scales[at])
+                .map(|(((mean, deviation), &low), scale)| {
+                    ((mean - 3.0 * deviation).min(f64::from(low)).max(0.0) / scale) as f32
+                })
+                .collect();
+            let is_some = shifts.iter().all(|by| by.is_finite()) && shifts.iter().any(|&by| by > 0.0);
+            is_some.then_some(shifts)
+        };
+        let own = seen.get(&chain.layers[at].output).and_then(own).unwrap_or_default();
+        // What is absorbed gives the next layer a bias.
+        has_bias = weights[at + 1].bias.is_some() || !own.is_empty();
+        found.push(own);
+    }
+    found
+}
+
+/// Moves shifts into the biases of the next layers. Returns the number of channels.
+///
+/// # Errors
+/// When the shifts, which may be those of a lock, do not fit the layers.
+fn absorb(weights: &mut [Weights], shifts: &[Vec<f32>]) -> Result<u64, PassError> {
+    let mut absorbed = 0;
+    for (at, shifts) in shifts.iter().enumerate().filter(|(_, shifts)| !shifts.is_empty()) {
+        let fits = weights.len() > at + 1
+            && shifts.len() == weights[at].outputs
+            && shifts.iter().all(|by| by.is_finite() && *by >= 0.0);
+        let Some(bias) = weights[at].bias.as_mut().filter(|_| fits) else {
+            let what = format!("the biases of layer {at} of a chain cannot be shifted so");
+            return Err(DecisionError::Unusable { key: "chain".to_owned(), what }.into());
+        };
         absorbed += shifts.iter().filter(|&&shift| shift > 0.0).count() as u64;
-        if let Some(bias) = &mut weights[at].bias {
-            bias.iter_mut().zip(&shifts).for_each(|(bias, shift)| *bias -= shift);
-        }
+        bias.iter_mut().zip(shifts).for_each(|(bias, shift)| *bias -= f64::from(*shift));
         let next = &mut weights[at + 1];
         let mut moved = vec![0.0; next.outputs];
-        next.each(|value, input, output| moved[output] += value * shifts[input]);
+        next.each(|value, input, output| {
+            moved[output] += value * shifts.get(input).map_or(0.0, |&by| f64::from(by));
+        });
         let bias = next.bias.get_or_insert_with(|| vec![0.0; moved.len()]);
         bias.iter_mut().zip(&moved).for_each(|(bias, moved)| *bias += moved);
     }
-    absorbed
+    Ok(absorbed)
 }
 
 /// Writes a layer's weights and bias back.

@@ -28,6 +28,7 @@ mod rewrite;
 mod saturation;
 mod sensitivity;
 mod smooth_activations;
+mod smoothed;
 mod smoothing;
 mod split;
 mod statistics;

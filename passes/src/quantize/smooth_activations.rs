@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, ValueId};
 use optix_pipeline::{
-    Cx, Family, Interface, Layer, Named, Numerics, OracleError, Pass, PassError, Promises, Requires, Topology,
+    Cx, DecisionError, Family, Interface, Layer, Named, Numerics, OracleError, PackedFloats, Pass, PassError,
+    Promises, Requires, Topology,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -14,8 +15,9 @@ use super::placement::float_weights;
 use super::quantize_static::{ActivationType, constant_bytes, refuse_quantized};
 use super::reservoir::{Channels, Reservoir};
 use super::rewrite::drop_unused;
+use super::smoothed::{Decision, Smoothing, Treatment};
 use super::smoothing::{Found, Problem, Search, middle};
-use super::split::{self, Widening};
+use super::split;
 use crate::names::{check_patterns, not_excluded};
 
 /// Moves outlier channels of activations into the weights behind them, so that int8 loses less. The float
@@ -93,6 +95,9 @@ impl Default for SmoothActivations {
         }
     }
 }
+
+/// Outputs that the products of a group must have for a Mul to be cheap beside them.
+const LEAST_COLUMNS: usize = 64;
 
 /// Columns of each product that errors are measured on, about.
 const COLUMNS: usize = 128;
@@ -290,20 +295,14 @@ impl SmoothActivations {
     }
 
     /// Copies of a group's channels, where they gain enough over `plain`.
-    fn copies(
-        &self,
-        model: &Model,
-        group: &Group,
-        search: &Search<'_>,
-        plain: &Found,
-    ) -> Option<(Widening, Found)> {
+    fn copies(&self, model: &Model, group: &Group, search: &Search<'_>, plain: &Found) -> Option<Found> {
         let most = (group.channels as f64 * self.most_copies) as usize;
         let copies = search.copies(most)?;
         let readers = group.members.iter().map(|member| member.node).collect();
-        let widening = split::trace(model, group.value, group.channels, &readers).ok()?;
+        split::trace(model, group.value, group.channels, &readers).ok()?;
         let around = plain.alpha.unwrap_or(0.75);
         let found = search.best(&[(around - 0.15).max(0.0), around], &copies)?;
-        (found.decibels() - plain.decibels() >= self.least_gain_mul).then_some((widening, found))
+        (found.decibels() - plain.decibels() >= self.least_gain_mul).then_some(found)
     }
 }
 
@@ -372,30 +371,22 @@ fn spread(maxima: &[f32]) -> f32 {
     maxima.iter().copied().fold(0.0, f32::max) / middle(maxima).unwrap_or(f32::INFINITY)
 }
 
-/// How a group is treated.
-struct Treatment {
-    /// What is done to the numbers.
-    found: Found,
-    /// Where channels get copies.
-    widening: Option<Widening>,
-}
-
 /// Treats a group of a copy of the model: the new model, and the words for the ledger.
 fn treated(model: &Model, group: &Group, treatment: &Treatment) -> Option<(Model, String)> {
     let (mut model, mut group, mut said) = (model.clone(), group.clone(), String::new());
-    let Treatment { found, widening } = treatment;
-    let (mut divisors, mut factors) = (found.divisors.clone(), found.divisors.clone());
+    let Treatment { divisors: by, copies: numbers, widening } = treatment;
+    let (mut divisors, mut factors) = (by.clone(), by.clone());
     if let Some(widening) = widening {
         // The copies stand behind the channels there are.
-        let copies = found.copies.iter().enumerate();
+        let copies = numbers.iter().enumerate();
         let extra: Vec<usize> =
             copies.flat_map(|(channel, &copies)| std::iter::repeat_n(channel, copies as usize - 1)).collect();
-        let split = found.copies.iter().filter(|&&copies| copies > 1).count();
+        let split = numbers.iter().filter(|&&copies| copies > 1).count();
         said = format!("{split} channels in {} copies more; ", extra.len());
         let index: Vec<usize> = (0..group.channels).chain(extra).collect();
         widening.apply(&mut model, &index)?;
-        divisors = index.iter().map(|&channel| found.divisors[channel]).collect();
-        factors = index.iter().map(|&at| found.divisors[at] / found.copies[at] as f32).collect();
+        divisors = index.iter().map(|&channel| by[channel]).collect();
+        factors = index.iter().map(|&at| by[at] / numbers[at] as f32).collect();
         rows_of(&mut model, &group, |tensor, axis| split::gather(tensor, axis, &index), "split")?;
         group.channels = index.len();
     }
@@ -430,80 +421,129 @@ impl Pass for SmoothActivations {
         Promises { numerics: Numerics::Within(1e-3), interface: Interface::Kept, topology: Topology::Changed }
     }
 
-    fn is_recorded(&self, with_data: bool) -> bool {
-        !with_data
-    }
-
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         self.check(model)?;
-        let groups = self.groups(model, cx);
-        if groups.is_empty() {
-            return Ok(());
+        let (hopeless, groups): (Vec<Group>, Vec<Group>) =
+            self.groups(model, cx).into_iter().partition(|group| self.is_hopeless(model, group));
+        for group in &hopeless {
+            let reason =
+                "nothing before it takes the division in, and a Mul would take as long as its products";
+            leave(model, group, reason, cx);
         }
-        let seen = self.calibrate(model, &groups, cx)?;
         let alphas: Vec<f32> = self.alphas.iter().map(|&alpha| alpha as f32).collect();
-        for (index, (group, (channels, rows))) in groups.iter().zip(&seen).enumerate() {
+        // Filled when the first decision is made, and never when a lock is applied.
+        let mut seen: Vec<(Channels, Reservoir)> = Vec::new();
+        for (index, group) in groups.iter().enumerate() {
             cx.progress("smoothing activations", index as u64, groups.len() as u64)?;
-            let search = match self.prepare(model, group, channels, rows) {
-                Ok(search) => search,
-                Err(reason) => {
+            let key = format!("smooth/{}", model.value(group.value).name());
+            let decision = cx.decide(&key, |cx| {
+                if seen.is_empty() {
+                    seen = self.calibrate(model, &groups, cx)?;
+                }
+                let (channels, rows) = &seen[index];
+                Ok(self.decided(model, group, (channels, rows), &alphas))
+            })?;
+            let smoothing = match decision {
+                Decision::Left(reason) => {
                     leave(model, group, &reason, cx);
                     continue;
                 }
+                Decision::Smoothed(smoothing) => smoothing,
             };
-            let before = search.untouched();
-            let smoothed = search.best(&alphas, &before.copies);
-            let plain = smoothed.filter(|found| found.decibels() >= before.decibels() + self.least_gain);
-            let split = self.copies(model, group, &search, plain.as_ref().unwrap_or(&before));
-            let (widening, found) = match (split, plain) {
-                (Some((widening, found)), _) => (Some(widening), found),
-                (None, Some(found)) => (None, found),
-                (None, None) => {
-                    let spread = spread(&channels.maxima());
-                    let reason = format!(
-                        "smoothing gains less than {} dB of {:.1}; greatest channel {spread:.1} times the middle one",
-                        self.least_gain,
-                        before.decibels()
-                    );
-                    leave(model, group, &reason, cx);
-                    continue;
-                }
-            };
-            let gain = found.decibels() - before.decibels();
-            let division = fold(model, group);
-            if let Err(reason) = &division
-                && !(self.insert_mul && gain >= self.least_gain_mul)
-            {
-                let cost = if self.insert_mul { "too little for a Mul" } else { "insert-mul is off" };
-                leave(model, group, &format!("{gain:.1} dB to gain, {cost}, and {reason}"), cx);
-                continue;
-            }
             if !cx.may_edit("smooth-activation") {
                 return Ok(());
             }
-            let treatment = Treatment { found, widening };
+            let unusable = |what| DecisionError::Unusable { key, what };
+            let readers = group.members.iter().map(|member| member.node).collect();
+            let treatment = smoothing.treatment(model, group.value, group.channels, &readers);
+            let treatment = treatment.map_err(unusable)?;
+            let by_mul = fold(model, group).is_err();
             let Some((changed, place)) = treated(model, group, &treatment) else {
                 leave(model, group, "a weight would not be finite any more", cx);
                 continue;
             };
-            let Treatment { found, widening } = treatment;
-            let spread = spread(&channels.maxima());
-            let reason = format!(
-                "alpha {:.2}, {place}; greatest channel {spread:.1} times the middle one; expected {:.1} -> {:.1} dB",
-                found.alpha.unwrap_or(0.0),
-                before.decibels(),
-                found.decibels()
-            );
             cx.count("activations smoothed", 1);
-            cx.count("of them by a Mul", u64::from(division.is_err()));
-            cx.count("of them with copies of channels", u64::from(widening.is_some()));
+            cx.count("of them by a Mul", u64::from(by_mul));
+            cx.count("of them with copies of channels", u64::from(treatment.widening.is_some()));
+            let [before, behind] = &smoothing.said;
+            let reason = format!("{before}, {place}; {behind}");
             for member in &group.members {
                 row((model, &changed), member.node, "smoothed", &reason, cx);
             }
             *model = changed;
         }
         Ok(())
+    }
+}
+
+impl SmoothActivations {
+    /// Why a Mul is not worth what it gains.
+    fn against_mul(&self, gain: f64) -> Option<&'static str> {
+        if !self.insert_mul {
+            Some("insert-mul is off")
+        } else if gain < self.least_gain_mul {
+            Some("too little for a Mul")
+        } else {
+            None
+        }
+    }
+
+    /// Whether only a Mul could divide a group's activation, and would take about as long as its products: it
+    /// touches each element once, as they do for each of their outputs.
+    fn is_hopeless(&self, model: &Model, group: &Group) -> bool {
+        let columns = |member: &Member| {
+            let weights = model.node(member.node).input(1).and_then(|weights| model.constant(weights));
+            weights.and_then(|weights| weights.shape().get(1 - member.depth_axis).copied()).unwrap_or(0)
+        };
+        let is_cheap = self.insert_mul && group.members.iter().map(columns).sum::<usize>() >= LEAST_COLUMNS;
+        !is_cheap && fold(model, group).is_err()
+    }
+
+    /// What is best for a group, on what calibration saw of it.
+    fn decided(
+        &self,
+        model: &Model,
+        group: &Group,
+        (channels, rows): (&Channels, &Reservoir),
+        alphas: &[f32],
+    ) -> Decision {
+        let search = match self.prepare(model, group, channels, rows) {
+            Ok(search) => search,
+            Err(reason) => return Decision::Left(reason),
+        };
+        let before = search.untouched();
+        let smoothed = search.best(alphas, &before.copies);
+        let plain = smoothed.filter(|found| found.decibels() >= before.decibels() + self.least_gain);
+        let split = self.copies(model, group, &search, plain.as_ref().unwrap_or(&before));
+        let spread = spread(&channels.maxima());
+        let found = match (split, plain) {
+            (Some(found), _) | (None, Some(found)) => found,
+            (None, None) => {
+                return Decision::Left(format!(
+                    "smoothing gains less than {} dB of {:.1}; greatest channel {spread:.1} times the middle one",
+                    self.least_gain,
+                    before.decibels()
+                ));
+            }
+        };
+        let gain = found.decibels() - before.decibels();
+        if let Err(reason) = fold(model, group)
+            && let Some(cost) = self.against_mul(gain)
+        {
+            return Decision::Left(format!("{gain:.1} dB to gain, {cost}, and {reason}"));
+        }
+        let behind = format!(
+            "greatest channel {spread:.1} times the middle one; expected {:.1} -> {:.1} dB",
+            before.decibels(),
+            found.decibels()
+        );
+        let copies = found.copies.iter().copied().enumerate().filter(|&(_, copies)| copies > 1).collect();
+        Decision::Smoothed(Smoothing {
+            said: [format!("alpha {:.2}", found.alpha.unwrap_or(0.0)), behind],
+            divisors: PackedFloats(found.divisors),
+            copies,
+        })
     }
 }
 
