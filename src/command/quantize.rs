@@ -36,8 +36,8 @@ pub fn quantize(
         _ => Method::WeightOnly,
     });
     let (recipe, step) = match method {
-        Method::Static => ("int8-static", "quantize-static"),
-        Method::Dynamic => ("int8-dynamic", "quantize-dynamic"),
+        Method::Static => ("int8-cpu", "quantize-static"),
+        Method::Dynamic => ("dynamic-transformer", "quantize-dynamic"),
         Method::WeightOnly if options.bits == Some(8) => ("weight-only-int8", "quantize-weights"),
         Method::WeightOnly => ("weight-only-int4", "quantize-weights"),
     };

@@ -8,8 +8,9 @@ use crate::screen;
 /// Name and text of every built-in recipe.
 pub const RECIPES: &[(&str, &str)] = &[
     ("clean", include_str!("../../recipes/clean.toml")),
-    ("int8-static", include_str!("../../recipes/int8-static.toml")),
-    ("int8-dynamic", include_str!("../../recipes/int8-dynamic.toml")),
+    ("int8-cpu", include_str!("../../recipes/int8-cpu.toml")),
+    ("int8-accurate", include_str!("../../recipes/int8-accurate.toml")),
+    ("dynamic-transformer", include_str!("../../recipes/dynamic-transformer.toml")),
     ("int8-weights", include_str!("../../recipes/int8-weights.toml")),
     ("f16", include_str!("../../recipes/f16.toml")),
     ("bf16-weights", include_str!("../../recipes/bf16-weights.toml")),

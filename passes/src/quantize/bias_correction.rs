@@ -18,10 +18,10 @@ use super::output_error::Errors;
 use super::placement::Placement;
 
 /// Samples that means are taken over.
-const SAMPLES: usize = 64;
+const SAMPLES: usize = 48;
 
 /// Samples that the outcome is judged by, others than those.
-const JUDGED: usize = 32;
+const JUDGED: usize = 24;
 
 /// Where the shift of a layer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -415,8 +415,10 @@ pub(super) fn search(
         percent(mean - 1.96 * error),
         percent(mean + 1.96 * error)
     );
-    // Means that are right are the better guess: this keeps out what surely harms and what shows no gain.
-    if mean >= 0.0 || !mean.is_finite() {
+    // Means that are right are the better guess: this keeps out what shows no gain, be it at most samples or,
+    // for a few of them may lose more than all others gain, in sum.
+    let sum = |errors: &Errors| errors.samples.iter().sum::<f64>();
+    if !(mean < 0.0 && sum(&after) < sum(&before)) {
         return Ok(nothing(&format!("biases are left as they are: correcting them makes {said}")));
     }
     let summary = format!("biases of {} layers are corrected: {said}", shifts.len());

@@ -129,8 +129,8 @@ fn recipes_are_listed_and_printed() {
         count += 1;
     }
     assert_eq!(list.lines().count(), count, "recipes/ and the list are the same");
-    let error = place.ends("recipes int8-dynamc", 2).stderr;
-    assert!(error.contains("did you mean `int8-dynamic`?"), "{error}");
+    let error = place.ends("recipes dynamic-transformr", 2).stderr;
+    assert!(error.contains("did you mean `dynamic-transformer`?"), "{error}");
 }
 
 #[test]

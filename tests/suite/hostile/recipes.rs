@@ -92,7 +92,7 @@ fn recipes() -> Vec<Row> {
         missing("step: needs calibration", "in/r.toml", &["quantize-static", "--calib PATH"])
             .file("in/r.toml", "version = 1\n[[step]]\npass = \"quantize-static\"\n"),
         missing("recipe: no such file", "in/no.toml", &["in/no.toml", "No such file"]),
-        missing("recipe: no such name", "int8-statik", &["did you mean `int8-static`?"]),
+        missing("recipe: no such name", "int8-cpi", &["did you mean `int8-cpu`?"]),
         missing("recipe: directory", "in/", &["in/", "directory"]),
         missing("recipe: endless device", "/dev/zero", &["/dev/zero", "not a file"]),
         missing("recipe: pipe", "in/pipe.toml", &["in/pipe.toml", "not a file"]).prepare(|root| {

@@ -171,7 +171,7 @@ fn models_cut_short() {
 /// Runs the clean-up and quantizing passes over a model, with the verifier after each.
 fn treat(model: &Model) -> Result<(), String> {
     for recipe in
-        [include_str!("../../../recipes/clean.toml"), include_str!("../../../recipes/int8-dynamic.toml")]
+        [include_str!("../../../recipes/clean.toml"), include_str!("../../../recipes/dynamic-transformer.toml")]
     {
         let recipe = Recipe::parse(recipe, "recipe", PASSES, &[]).expect("a built-in recipe");
         let engine = optix_runtime::engines().into_iter().next().expect("an engine");
@@ -351,8 +351,8 @@ fn recipes_cut_short_and_damaged() {
     let (mut cases, mut accepted) = (0, 0);
     let mut random = Random(4);
     for seed in [
-        include_str!("../../../recipes/int8-static.toml"),
-        include_str!("../../../recipes/int8-dynamic.toml"),
+        include_str!("../../../recipes/int8-cpu.toml"),
+        include_str!("../../../recipes/dynamic-transformer.toml"),
     ] {
         let mut check = |case: String, bytes: &[u8]| {
             let Ok(text) = std::str::from_utf8(bytes) else { return };
