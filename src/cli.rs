@@ -263,6 +263,32 @@ pub enum Command {
         #[command(flatten)]
         debugging: Debugging,
     },
+    /// Quantize a model with as much done against the loss as it takes: recipes in order of price until accuracy
+    /// holds.
+    QuantizeAuto {
+        /// ONNX file.
+        model: PathBuf,
+        /// Points of accuracy that may be lost, or of agreement with the original where the data have no labels:
+        /// the upper end of the 95% interval counts.
+        #[arg(long, value_name = "POINTS")]
+        max_drop: f64,
+        /// Data that recipes are chosen by. Not those of --eval: what is chosen by them looks better on them.
+        /// [default: the calibration data]
+        #[arg(long, value_name = "DATA")]
+        tune: Option<PathBuf>,
+        /// Choose by at most so many samples.
+        #[arg(long, value_name = "N")]
+        tune_samples: Option<u64>,
+        /// Leave nodes of this name alone, `*` for any run of characters; may be repeated.
+        #[arg(long, value_name = "NAME")]
+        exclude: Vec<String>,
+        #[command(flatten)]
+        output: Output,
+        #[command(flatten)]
+        data: Data,
+        #[command(flatten)]
+        debugging: Debugging,
+    },
     /// Make the output of a run again from its lock, byte for byte, without data or search.
     Apply {
         /// The lock that the run wrote beside its output: OUTPUT.lock.json.

@@ -16,6 +16,7 @@ mod passes;
 mod precision;
 mod profile;
 mod quantize;
+mod quantize_auto;
 mod recipes;
 mod run;
 mod setup;
@@ -58,6 +59,15 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
                 exclude,
             };
             quantize::quantize(global, model, &options, set, output, data, debugging)
+        }
+        Command::QuantizeAuto { model, max_drop, tune, tune_samples, exclude, output, data, debugging } => {
+            let options = quantize_auto::Options {
+                max_drop: *max_drop,
+                tune: tune.as_deref(),
+                tune_samples: *tune_samples,
+                exclude,
+            };
+            quantize_auto::quantize_auto(global, model, &options, output, data, debugging)
         }
         Command::Apply { lock, model, output, in_place } => {
             apply::apply(global, lock, model, output.as_deref(), *in_place)

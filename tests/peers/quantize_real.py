@@ -15,6 +15,7 @@ Without --optix only the peers run.
 """
 
 import argparse
+import json
 import pathlib
 
 import common
@@ -117,7 +118,11 @@ def rows_for(options, subject, work):
         out = work / f"{subject.name}.{name.replace(' ', '-').replace(',', '')}.onnx"
         common.note(f"  {name}")
         extra = (work,) if attempts_of is own_attempts else ()
-        said, cost = made(attempts_of(options, subject, arguments, out, *extra), out)
+        before = options.known.get(subject.name, {}).get(name)
+        if before is not None and attempts_of is peer_attempts and (out.exists() or "cpu_s" not in before):
+            said, cost = before["said"], {"cpu_s": before["cpu_s"], "wall_s": before["wall_s"], "peak_kb": before["peak_mb"] * 1024} if "cpu_s" in before else None
+        else:
+            said, cost = made(attempts_of(options, subject, arguments, out, *extra), out)
         row = {"method": name, "said": said}
         if cost:
             row |= {"cpu_s": cost["cpu_s"], "wall_s": cost["wall_s"], "peak_mb": cost["peak_kb"] / 1024}
@@ -203,7 +208,10 @@ def main():
     parser.add_argument("--latency-budget", type=float, default=15.0, help="seconds for each latency comparison")
     parser.add_argument("--quantize-option", action="append", default=[], help="handed on to optix quantize; repeatable")
     parser.add_argument("--document", type=pathlib.Path, help="file whose part below the line `<!-- quantize_real.py -->` is replaced")
+    parser.add_argument("--peers-from", type=pathlib.Path, help="JSON of an earlier run in the same --work: its peers' files are judged again, not made again")
     options = parser.parse_args()
+    earlier = json.loads(options.peers_from.read_text()) if options.peers_from else {}
+    options.known = {subject: {row["method"]: row for row in rows} for subject, rows in earlier.items()}
     work = common.work_folder(options)
     text, summary, document = "", [], {}
     for subject in common.chosen(options):

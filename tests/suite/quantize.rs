@@ -317,3 +317,78 @@ fn a_model_that_is_slower_in_integers_stays_float() {
     let steps = run(recipe, &mut model, Some(&samples), Some(&mut Table));
     assert_eq!(steps[0].changes.counters["nodes quantized"], 4);
 }
+
+/// A net whose small weights all round to nothing, so that every channel loses a part of its mean.
+fn drifting() -> Model {
+    let weights = |rows: usize, columns: usize| -> Tensor {
+        let value = |at: usize| if at.is_multiple_of(columns) { 1.0 } else { 0.49 / 127.0 };
+        Tensor::from_vec(vec![rows, columns, 1, 1], (0..rows * columns).map(value).collect::<Vec<f32>>())
+    };
+    ModelBuilder::new(15)
+        .input("x", "float[N, 32, 4, 4]")
+        .constant("w0", weights(8, 32))
+        .node("Conv", ["x", "w0"], ["a"])
+        .named("first")
+        .node("Relu", ["a"], ["r"])
+        .constant("w1", weights(4, 8))
+        .node("Conv", ["r", "w1"], ["b"])
+        .named("second")
+        .node("Flatten", ["b"], ["f"])
+        .constant("w2", tensor(&[64, 6], 21))
+        .node("MatMul", ["f", "w2"], ["m"])
+        .named("third")
+        .constant("shift", tensor(&[6], 22))
+        .node("Add", ["m", "shift"], ["y"])
+        .output("y", "float[N, 6]")
+        .build()
+}
+
+/// Positive numbers, so that what rounding loses does not cancel out.
+fn positive(samples: usize, seed: u64) -> Tensor {
+    let count = samples * 32 * 16;
+    Tensor::from_vec(
+        vec![samples, 32, 4, 4],
+        numbers(count, seed).iter().map(|x| x.abs()).collect::<Vec<f32>>(),
+    )
+}
+
+fn step(options: &str) -> String {
+    format!("[[step]]\npass = \"quantize-static\"\nonly-faster = false\n{options}")
+}
+
+#[test]
+fn corrected_biases_bring_means_back_on_other_samples() {
+    let float = drifting();
+    let data = Samples(vec![("x".to_owned(), positive(96, 1))]);
+    let fresh = [positive(64, 2)];
+    let expected = &outputs(&float, &fresh)[0];
+    // Energies of the means of the differences, and of the differences.
+    let lost = |options: &str| {
+        let mut model = float.clone();
+        let steps = run(&step(options), &mut model, Some(&data), None);
+        let found = &outputs(&model, &fresh)[0];
+        let (a, b) = (expected.to_f64s().unwrap(), found.to_f64s().unwrap());
+        let rows = a.chunks(6).zip(b.chunks(6));
+        let mut means = [0f64; 6];
+        rows.for_each(|(a, b)| (0..6).for_each(|at| means[at] += (b[at] - a[at]) / 64.0));
+        let whole: f64 = a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum();
+        (means.iter().map(|mean| mean * mean).sum::<f64>(), whole, steps)
+    };
+    let (mean, whole, _) = lost("min-sqnr = 0.0\nbias-correction = false");
+    let (corrected_mean, corrected, steps) = lost("min-sqnr = 0.0\nbias-correction = true");
+    assert_eq!(steps[0].changes.counters["biases corrected"], 3, "{:?}", steps[0].changes.notes);
+    assert!(corrected_mean < mean * 0.02, "{mean} -> {corrected_mean}");
+    assert!(corrected < whole * 0.5, "{whole} -> {corrected}");
+}
+
+#[test]
+fn what_stays_float_keeps_its_bias() {
+    // Biases are corrected before layers are judged: no shift may stay with a layer that is left float.
+    let float = drifting();
+    let data = Samples(vec![("x".to_owned(), positive(96, 1))]);
+    let mut model = float.clone();
+    let steps = run(&step("min-sqnr = 200.0\nbias-correction = true"), &mut model, Some(&data), None);
+    assert_eq!(steps[0].changes.counters["nodes quantized"], 0, "{:?}", steps[0].changes.notes);
+    let fresh = [positive(4, 3)];
+    assert_eq!(outputs(&model, &fresh)[0].bytes(), outputs(&float, &fresh)[0].bytes());
+}

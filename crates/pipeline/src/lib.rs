@@ -3,6 +3,7 @@
 //! The runner verifies, times, counts, dumps and names; passes only transform. A pass reaches
 //! activations only through [`Oracle`], so this crate and every pass build and test without an engine.
 
+pub mod auto;
 mod changes;
 pub mod check;
 mod context;

@@ -270,11 +270,15 @@ fn apply_one(model: &mut Model, layer: &Layer, shift: &[f32]) -> Vec<ValueId> {
     old.into_iter().collect()
 }
 
-/// Applies shifts to the biases of a float model.
+/// Applies shifts to the biases of a float model, those of the layers that are `wanted`.
 ///
 /// # Errors
 /// When a shift, which may be that of a lock, does not fit the model.
-pub(super) fn apply(model: &mut Model, shifts: &[Shift]) -> Result<(), PassError> {
+pub(super) fn apply(
+    model: &mut Model,
+    shifts: &[Shift],
+    wanted: &dyn Fn(NodeId) -> bool,
+) -> Result<(), PassError> {
     let order: Vec<NodeId> = model.walk().collect();
     let mut replaced = Vec::new();
     for Shift { node, place, shift } in shifts {
@@ -290,7 +294,9 @@ pub(super) fn apply(model: &mut Model, shifts: &[Shift]) -> Result<(), PassError
                 layer.channels
             )));
         }
-        replaced.extend(apply_one(model, &layer, &shift.0));
+        if wanted(layer.node) {
+            replaced.extend(apply_one(model, &layer, &shift.0));
+        }
     }
     super::rewrite::drop_unused(model, replaced);
     Ok(())
@@ -397,7 +403,7 @@ pub(super) fn search(
         })
         .collect();
     let mut corrected = float.clone();
-    apply(&mut corrected, &shifts)?;
+    apply(&mut corrected, &shifts, &|_| true)?;
     let corrected = build(&corrected)?;
     cx.progress("correcting biases", 2, 3)?;
     let mut expected = Vec::new();
@@ -459,7 +465,7 @@ mod tests {
             model.walk().map(|id| optix_pipeline::naming::node_and_op(&model, id).0).collect();
         let shifts = [shift(&names[0], 0, [0.5, -1.0]), shift(&names[1], 1, [1.0, 2.0])];
         let mut moved = model.clone();
-        apply(&mut moved, &shifts).expect("they fit");
+        apply(&mut moved, &shifts, &|_| true).expect("they fit");
         let bias = |model: &Model, place: usize, slot: usize| {
             let id = model.walk().nth(place).expect("a node");
             let value = model.node(id).input(slot).expect("a bias");
@@ -470,9 +476,9 @@ mod tests {
         for wrong in
             [shift(&names[2], 2, [1.0, 1.0]), shift("another", 0, [1.0, 1.0]), shift(&names[0], 9, [0.0; 2])]
         {
-            assert!(apply(&mut model.clone(), &[wrong]).is_err());
+            assert!(apply(&mut model.clone(), &[wrong], &|_| true).is_err());
         }
         let endless = shift(&names[0], 0, [f32::NAN, 0.0]);
-        assert!(apply(&mut model.clone(), &[endless]).is_err());
+        assert!(apply(&mut model.clone(), &[endless], &|_| true).is_err());
     }
 }

@@ -214,14 +214,12 @@ impl Pass for QuantizeStatic {
                 return Ok(float);
             }
             if self.min_sqnr > 0.0 {
-                // What a shift of the bias takes back is no reason to leave a layer float.
-                let mut base = Cow::Borrowed(&*model);
+                // What a shift of its bias takes back is no reason to leave a layer float.
                 if self.bias_correction {
-                    let found = self.shifts(model, &left, &observers, &quantizers, cx)?;
-                    bias_correction::apply(base.to_mut(), &found.shifts)?;
-                    corrected = Some(found);
+                    corrected = Some(self.shifts(model, &left, &observers, &quantizers, cx)?);
                 }
-                float = self.too_sensitive(model, &base, &left, &observers, &quantizers, cx)?;
+                let shifts = corrected.as_ref().map_or(&[][..], |found| &found.shifts);
+                float = self.too_sensitive(model, shifts, &left, &observers, &quantizers, cx)?;
                 left = Cow::Owned(without(model, &float));
             }
             if self.only_faster && !left.weighted.is_empty() {
@@ -244,7 +242,7 @@ impl Pass for QuantizeStatic {
             false => Vec::new(),
         };
         if !shifts.is_empty() {
-            bias_correction::apply(model, &shifts)?;
+            bias_correction::apply(model, &shifts, &|_| true)?;
             cx.count("biases corrected", shifts.len() as u64);
             // Layers may have biases now that had none.
             placement = without(model, &float);
@@ -278,12 +276,11 @@ struct Rewritten {
 }
 
 impl QuantizeStatic {
-    /// Layers that cost the outputs too much, each with the reason. `base` is what is quantized: the model with
-    /// its biases corrected.
+    /// Layers that cost the outputs too much, each with the reason. Those in integers have their biases shifted.
     fn too_sensitive(
         &self,
         model: &Model,
-        base: &Model,
+        shifts: &[bias_correction::Shift],
         placement: &Placement,
         observers: &BTreeMap<ValueId, Observer>,
         quantizers: &BTreeMap<ValueId, Affine>,
@@ -292,7 +289,9 @@ impl QuantizeStatic {
         let layers: Vec<NodeId> = placement.weighted.iter().map(|weighted| weighted.node).collect();
         let build = |kept: &BTreeSet<NodeId>| {
             let is_left = |id: NodeId| !layers.contains(&id) || kept.contains(&id);
-            self.candidate(base, placement, observers, quantizers, &is_left)
+            let mut base = model.clone();
+            bias_correction::apply(&mut base, shifts, &|id| kept.contains(&id))?;
+            self.candidate(&base, placement, observers, quantizers, &is_left)
         };
         let protected = sensitivity::protect(model, &layers, self.min_sqnr, &build, cx)?;
         if !protected.summary.is_empty() {

@@ -1,5 +1,6 @@
 //! The contract of the command line, through the program itself: what goes where, and exit codes.
 
+mod auto;
 mod commands;
 mod data;
 mod evaluation;

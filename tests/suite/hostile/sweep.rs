@@ -170,9 +170,10 @@ fn models_cut_short() {
 
 /// Runs the clean-up and quantizing passes over a model, with the verifier after each.
 fn treat(model: &Model) -> Result<(), String> {
-    for recipe in
-        [include_str!("../../../recipes/clean.toml"), include_str!("../../../recipes/dynamic-transformer.toml")]
-    {
+    for recipe in [
+        include_str!("../../../recipes/clean.toml"),
+        include_str!("../../../recipes/dynamic-transformer.toml"),
+    ] {
         let recipe = Recipe::parse(recipe, "recipe", PASSES, &[]).expect("a built-in recipe");
         let engine = optix_runtime::engines().into_iter().next().expect("an engine");
         let mut oracle = optix_runtime::EngineOracle::new(engine, optix_runtime::LoadOptions::default());

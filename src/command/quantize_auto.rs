@@ -1,0 +1,328 @@
+//! `optix quantize-auto`: recipes in order of price until accuracy holds.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::bail;
+use optix_base::{CancelToken, OutFile, escape_for_terminal};
+use optix_data::Dataset;
+use optix_io::{ExternalData, Loaded, SaveOptions};
+use optix_passes::PASSES;
+use optix_pipeline::auto::{self, Search, Trial};
+use optix_pipeline::report::{Interval, Requirement};
+use optix_pipeline::runner::{self, RunError, RunOptions};
+use optix_pipeline::{Deployment, Override, PassError, Recipe, Resources};
+
+use super::quantize::list;
+use super::run::{self, Origin};
+use super::setup::{self, CalibrationData};
+use super::{evaluation, recipes};
+use crate::exit::Missed;
+use crate::screen;
+use optix::cli::{Data, Debugging, Global, Output};
+
+/// Flags of the command.
+pub struct Options<'a> {
+    /// Points that may be lost.
+    pub max_drop: f64,
+    /// What candidates are judged on; the calibration data without it.
+    pub tune: Option<&'a Path>,
+    pub tune_samples: Option<u64>,
+    pub exclude: &'a [String],
+}
+
+/// What is tried, in order of price: a name, a built-in recipe and what is set in it. The first ones need
+/// calibration data.
+const LADDER: &[(&str, &str, &[&str])] = &[
+    ("int8", "int8-cpu", &["min-sqnr=0", "bias-correction=false"]),
+    ("int8, biases corrected", "int8-cpu", &["min-sqnr=0"]),
+    ("int8, layers equalized", "int8-accurate", &["min-sqnr=0"]),
+    ("int8, 25 dB kept", "int8-accurate", &["min-sqnr=25"]),
+    ("int8, 35 dB kept", "int8-accurate", &["min-sqnr=35"]),
+    ("int8 products, ranges at run time", "dynamic-transformer", &[]),
+    ("int8 weights", "int8-weights", &[]),
+    ("float16", "f16", &[]),
+];
+
+/// A recipe to try.
+struct Candidate {
+    name: &'static str,
+    recipe: Recipe,
+}
+
+fn candidates(options: &Options<'_>, is_calibrated: bool) -> anyhow::Result<Vec<Candidate>> {
+    let mut found = Vec::new();
+    for (name, recipe, set) in LADDER {
+        let text = recipes::find(recipe).unwrap_or_default();
+        let is_static = text.contains("\"quantize-static\"");
+        if is_static && !is_calibrated {
+            continue;
+        }
+        let mut overrides: Vec<Override> = Vec::new();
+        for option in *set {
+            let option = format!("quantize-static.{option}").parse();
+            overrides.push(option.map_err(|what: String| anyhow::anyhow!("{what}"))?);
+        }
+        if !options.exclude.is_empty() {
+            let parsed = Recipe::parse(text, recipe, PASSES, &[])?;
+            let takes = ["equalize-layers", "smooth-activations", "quantize-static", "quantize-dynamic"];
+            let takes = takes.iter().chain(&["compress-weights", "convert-precision"]);
+            let steps = takes.filter(|id| parsed.steps.iter().any(|step| step.id == ***id));
+            overrides.extend(steps.map(|id| Override {
+                step: (*id).to_owned(),
+                option: "exclude".to_owned(),
+                value: format!("[{}]", list(options.exclude)),
+            }));
+        }
+        found.push(Candidate { name, recipe: Recipe::parse(text, recipe, PASSES, &overrides)? });
+    }
+    Ok(found)
+}
+
+/// What trying candidates needs.
+struct Bench<'a> {
+    global: &'a Global,
+    loaded: &'a Loaded,
+    target: &'a Path,
+    save: &'a SaveOptions,
+    calibration: Option<&'a CalibrationData>,
+    tune: &'a Dataset,
+    deploy: Option<&'a str>,
+    cancel: &'a CancelToken,
+}
+
+/// The recipe file beside an output: OUTPUT.recipe.toml.
+fn recipe_path(target: &Path) -> PathBuf {
+    let mut name = target.file_name().map(std::ffi::OsStr::to_os_string).unwrap_or_default();
+    name.push(".recipe.toml");
+    target.with_file_name(name)
+}
+
+/// Whether another candidate may still do: the model does not suit this one.
+fn does_not_suit(error: &RunError) -> bool {
+    use optix_pipeline::runner::StepFault;
+    matches!(
+        &*error.fault,
+        StepFault::Requires(_) | StepFault::Pass(PassError::Model { .. } | PassError::Options(_))
+    )
+}
+
+impl Bench<'_> {
+    /// Runs a candidate and measures what it loses; nothing where it does not suit the model.
+    fn attempt(&self, candidate: &Candidate) -> anyhow::Result<Option<(Trial, optix_io::Prepared)>> {
+        let started = Instant::now();
+        let mut oracle = setup::engine(self.global)?;
+        let is_static = candidate.recipe.steps.iter().any(|step| step.spec.name == "quantize-static");
+        let mut deployment = if is_static { setup::deployment(self.global, self.deploy)? } else { None };
+        let bars = screen::Bars::new(self.global);
+        let mut model = self.loaded.model.clone();
+        let mut resources = Resources {
+            oracle: &mut oracle,
+            calibration: self.calibration.map(|data| data as &dyn optix_pipeline::Calibration),
+            statistics: None,
+            seed: self.global.seed.unwrap_or(candidate.recipe.seed),
+            progress: &bars,
+            deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),
+            cancel: self.cancel.clone(),
+        };
+        let limits = setup::limits(self.global)?;
+        let options = RunOptions { limits, command: run::command_line(), ..RunOptions::default() };
+        let done = runner::run(&candidate.recipe, &mut model, &mut resources, &options, &mut |_, _| {});
+        bars.finish();
+        match done {
+            Ok(_) => {}
+            Err(error) if does_not_suit(&error) => {
+                self.say(&format!("{}: does not suit the model: {error}", candidate.name));
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let evaluated = evaluation::evaluate(
+            self.global,
+            &oracle,
+            &self.loaded.model,
+            &model,
+            self.tune,
+            self.cancel,
+            &bars,
+        );
+        bars.finish();
+        let (evaluation, _) = evaluated?;
+        // Of what is lost, the upper end counts; a change is a gain.
+        let drop = match (&evaluation.accuracy, &evaluation.agreement) {
+            (Some(accuracy), _) => {
+                let change = accuracy.change_points;
+                Interval { value: -change.value, low: -change.high, high: -change.low }
+            }
+            (None, Some(same)) => {
+                let lost = |share: f64| (1.0 - share) * 100.0;
+                Interval { value: lost(same.value), low: lost(same.high), high: lost(same.low) }
+            }
+            (None, None) => bail!(
+                "the model gives no rows of scores, so neither accuracy nor agreement can be measured; choose a \
+                 recipe and say what it must keep: `optix quantize --require sqnr-db=30`"
+            ),
+        };
+        let prepared = optix_io::prepare(&model, self.target, self.save)?;
+        let bytes = prepared.stats().bytes;
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Some((Trial { name: candidate.name.to_owned(), drop, bytes, seconds }, prepared)))
+    }
+
+    fn say(&self, text: &str) {
+        if !self.global.quiet {
+            screen::note(&screen::foreign(text));
+        }
+    }
+}
+
+/// Searches, then runs the recipe that was found as `optix run` does, with report and lock.
+pub fn quantize_auto(
+    global: &Global,
+    model_path: &Path,
+    options: &Options<'_>,
+    output: &Output,
+    data: &Data,
+    debugging: &Debugging,
+) -> anyhow::Result<()> {
+    if !(options.max_drop >= 0.0 && options.max_drop <= 100.0) {
+        bail!("--max-drop {}: points of accuracy, from 0 to 100", options.max_drop);
+    }
+    let Some(judged_on) = options.tune.or(data.calib.as_deref()) else {
+        bail!(
+            "candidates are judged on data: give `--calib DATA`, or `--tune DATA` where there is nothing to calibrate on"
+        );
+    };
+    if options.tune.is_some_and(|tune| data.eval.as_deref() == Some(tune)) {
+        bail!(
+            "--tune and --eval are the same data: what a recipe is chosen by says nothing about it afterwards"
+        );
+    }
+    let candidates = candidates(options, data.calib.is_some())?;
+    let loaded = setup::load(global, model_path)?;
+    let target =
+        if output.in_place { model_path.to_owned() } else { output.output.clone().unwrap_or_default() };
+    let save = SaveOptions {
+        inputs: loaded.sources.clone(),
+        in_place: output.in_place,
+        external_data: if output.external_data { ExternalData::Always } else { ExternalData::Auto },
+        format: Some(optix_io::output_format(&target, loaded.format)?),
+    };
+    for candidate in &candidates {
+        run::check_has_graph(&loaded, &candidate.recipe, model_path)?;
+    }
+    if output.in_place {
+        bail!(
+            "every candidate starts from the original, which must stay until the search ends: give `-o FILE`"
+        );
+    }
+    optix_io::check_target(&target, &save)?;
+    let calibration = match &data.calib {
+        None => None,
+        Some(path) => {
+            let dataset = setup::real_dataset(global, path, data.calib_samples)?;
+            Some(CalibrationData::new(dataset, path.display().to_string()))
+        }
+    };
+    let tune = setup::real_dataset(global, judged_on, options.tune_samples)?;
+    tune.bind(&setup::inputs(&loaded.model)?, setup::BATCH)?;
+    let recipe_file = recipe_path(&target);
+    let files: Vec<PathBuf> =
+        tune.files().into_iter().chain(calibration.iter().flat_map(|data| data.dataset.files())).collect();
+    let inputs: Vec<&Path> =
+        files.iter().map(PathBuf::as_path).chain(loaded.sources.iter().map(|source| source.path())).collect();
+    OutFile::check(&target, &inputs)?;
+    OutFile::check(&recipe_file, &inputs)?;
+    let cancel = setup::cancel_on_interrupt();
+    let bench = Bench {
+        global,
+        loaded: &loaded,
+        target: &target,
+        save: &save,
+        calibration: calibration.as_ref(),
+        tune: &tune,
+        deploy: output.deploy.as_deref(),
+        cancel: &cancel,
+    };
+    let bytes: u64 = loaded.sources.iter().map(|source| source.size()).sum();
+    let found = auto::search(
+        &candidates,
+        options.max_drop,
+        bytes,
+        &mut |candidate: &Candidate| {
+            let tried = bench.attempt(candidate)?;
+            if let Some((trial, _)) = &tried {
+                bench.say(&described(trial, bytes, options.max_drop));
+            }
+            Ok::<_, anyhow::Error>(tried)
+        },
+        // The best is on disk from here on, whatever becomes of the search.
+        &mut |candidate, _, prepared| {
+            prepared.commit()?;
+            write_recipe(&candidate.recipe, &recipe_file)
+        },
+    )?;
+    let Some(chosen) = found.kept.map(|kept| &found.trials[kept]) else {
+        bail!("no recipe makes this model smaller at a loss that can be measured; nothing was written");
+    };
+    let chosen = candidates.iter().find(|candidate| candidate.name == chosen.name);
+    let text = chosen.map(|candidate| candidate.recipe.to_toml()).unwrap_or_default();
+    let name = escape_for_terminal(&recipe_file.to_string_lossy()).into_owned();
+    let origin = Origin { text, name, directory: None, file: None };
+    run::run_recipe(global, origin, Vec::new(), model_path, &[], output, data, debugging)?;
+    conclude(global, &found, options.max_drop, &recipe_file)
+}
+
+/// A trial as a line.
+fn described(trial: &Trial, bytes: u64, most: f64) -> String {
+    let Trial { name, drop, .. } = trial;
+    format!(
+        "{name}: {:.2} points lost (95% interval {:.2} to {:.2}), {:.2} of the bytes, {:.1} s: {}",
+        drop.value,
+        drop.low,
+        drop.high,
+        trial.bytes as f64 / bytes.max(1) as f64,
+        trial.seconds,
+        if trial.holds(most) {
+            format!("surely within {most}")
+        } else if drop.low > most {
+            format!("more than {most}")
+        } else {
+            format!("not surely within {most}")
+        }
+    )
+}
+
+fn write_recipe(recipe: &Recipe, path: &Path) -> anyhow::Result<()> {
+    let mut file = OutFile::create(path)?;
+    file.file().write_all(recipe.to_toml().as_bytes()).map_err(|error| file.error(error))?;
+    file.sync()?;
+    Ok(file.commit()?)
+}
+
+/// Whether what was found is good enough.
+fn conclude(global: &Global, found: &Search, most: f64, recipe: &Path) -> anyhow::Result<()> {
+    let kept = found.kept.map(|kept| &found.trials[kept]);
+    let requirement = Requirement {
+        name: "max-drop".to_owned(),
+        threshold: most,
+        value: kept.map(|trial| trial.drop.high),
+        met: found.holds,
+        note: String::new(),
+    };
+    if !global.quiet {
+        let kept = kept.map_or("", |trial| &trial.name);
+        let said = match found.holds {
+            true => format!("chosen: {kept}; the recipe is {}", recipe.display()),
+            false => format!(
+                "no recipe surely loses at most {most} points; kept is the best of {}: {kept} ({}). More data to judge \
+                 on (--tune) narrow the intervals",
+                found.trials.len(),
+                recipe.display()
+            ),
+        };
+        screen::note(&screen::foreign(&said));
+    }
+    Ok(Missed::among(&[requirement])?)
+}
