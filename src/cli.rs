@@ -241,8 +241,12 @@ pub enum Command {
         /// entropy or mse (docs/quantization.md). [default: auto]
         #[arg(long, value_name = "NAME")]
         observer: Option<String>,
-        /// Integer type of activations.
-        #[arg(long, value_name = "uint8|int8")]
+        /// The engine that the model is meant for: a name that `optix targets` lists, or the file of a profile
+        /// (docs/targets.md). [default: ort-cpu]
+        #[arg(long, value_name = "NAME|FILE.toml")]
+        target: Option<String>,
+        /// Type of activations: uint8, int8, uint16, int16, float8e4m3fn or float8e5m2. [default: the target's]
+        #[arg(long, value_name = "TYPE")]
         activation_type: Option<String>,
         /// Bits of a weight, for weight-only. [default: 4]
         #[arg(long, value_name = "8|4|2")]
@@ -440,6 +444,11 @@ pub enum Command {
         /// Its name.
         name: Option<String>,
     },
+    /// List the targets that `quantize` knows: engines, with what they run in integers.
+    Targets {
+        #[command(subcommand)]
+        command: Option<TargetsCommand>,
+    },
     /// List the engines and whether they can be used here.
     Engines {
         /// Print one JSON document, with every folder where a library was looked for.
@@ -540,6 +549,24 @@ pub enum DataCommand {
         /// One JSON document.
         #[arg(long)]
         json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TargetsCommand {
+    /// Print the profile of a target.
+    Show {
+        /// Its name.
+        name: String,
+    },
+    /// Ask the onnxruntime that is here what it runs in integers, and write a profile of it.
+    Probe {
+        /// The file to write.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// Name of the profile. [default: the file's]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
     },
 }
 

@@ -21,6 +21,7 @@ mod recipes;
 mod run;
 mod setup;
 mod statistics;
+mod targets;
 
 use anyhow::Context;
 use clap::CommandFactory;
@@ -40,6 +41,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             method,
             per_channel,
             observer,
+            target,
             activation_type,
             bits,
             block_size,
@@ -53,6 +55,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
                 method: *method,
                 per_channel: *per_channel,
                 observer: observer.as_deref(),
+                target: target.as_deref(),
                 activation_type: activation_type.as_deref(),
                 bits: *bits,
                 block_size: *block_size,
@@ -147,6 +150,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Data { command } => data::data(global, command),
         Command::Passes { name } => passes::passes(name.as_deref()),
         Command::Recipes { name } => recipes::recipes(name.as_deref()),
+        Command::Targets { command } => targets::targets(global, command.as_ref()),
         Command::Engines { json } => engines::engines(&cli.global, *json),
         Command::Explain { code } => explain::explain(code.as_deref()),
         Command::Completions { shell } => {

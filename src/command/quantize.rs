@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use optix_passes::quantize::ActivationType;
 use optix_pipeline::Override;
 
 use super::recipes;
 use super::run::{self, Origin};
+use super::targets;
 use optix::cli::{Data, Debugging, Global, Method, Output};
 
 /// Flags of the command that become options of its quantizing step.
@@ -13,6 +15,7 @@ pub struct Options<'a> {
     pub method: Option<Method>,
     pub per_channel: Option<bool>,
     pub observer: Option<&'a str>,
+    pub target: Option<&'a str>,
     pub activation_type: Option<&'a str>,
     pub bits: Option<u32>,
     pub block_size: Option<usize>,
@@ -41,7 +44,9 @@ pub fn quantize(
         Method::WeightOnly if options.bits == Some(8) => ("weight-only-int8", "quantize-weights"),
         Method::WeightOnly => ("weight-only-int4", "quantize-weights"),
     };
+    let target = options.target.map(targets::value).transpose()?;
     let given = [
+        ("target", target.as_ref().map(|(_, value)| value.clone())),
         ("per-channel", options.per_channel.map(|value| value.to_string())),
         ("observer", options.observer.map(quoted)),
         ("activation-type", options.activation_type.map(quoted)),
@@ -59,6 +64,15 @@ pub fn quantize(
         // Types of 2 bits came with operator set 25.
         let (step, option) = ("convert-opset".to_owned(), "version".to_owned());
         overrides.push(Override { step, option, value: "25".to_owned() });
+    }
+    if method == Method::Static {
+        let asked = options.activation_type.and_then(ActivationType::named);
+        let by_target = target.as_ref().map(|(target, _)| target.default_activations());
+        let least = asked.or(by_target).map_or(0, ActivationType::least_operator_set);
+        if least > 13 {
+            let (step, option) = ("convert-opset".to_owned(), "version".to_owned());
+            overrides.push(Override { step, option, value: least.to_string() });
+        }
     }
     let text = recipes::find(recipe).unwrap_or_default();
     let origin =

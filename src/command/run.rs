@@ -14,7 +14,7 @@ use optix_pipeline::{Deployment, Layer, Override, Recipe, Requirements, Resource
 
 use super::setup::{self, CalibrationData};
 use super::statistics::StatisticsFiles;
-use super::{evaluation, latency, lock, recipes};
+use super::{evaluation, latency, lock, recipes, targets};
 use crate::exit::Missed;
 use crate::{report, screen};
 use optix::cli::{Data, Debugging, Global, Output};
@@ -200,10 +200,11 @@ pub fn run_recipe(
     OutFile::check_distinct(&outputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
     let mut oracle = setup::engine(global)?;
     // Not looked for where nothing would be measured: loading its library takes time and memory.
-    let mut deployment = match latency::is_worth_it(&recipe) || output.deploy.is_some() {
-        true => setup::deployment(global, output.deploy.as_deref())?,
-        false => None,
-    };
+    let mut deployment =
+        match output.deploy.is_some() || (latency::is_worth_it(&recipe) && targets::is_timed(&recipe)) {
+            true => setup::deployment(global, output.deploy.as_deref())?,
+            false => None,
+        };
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
     let cancel = setup::cancel_on_interrupt();

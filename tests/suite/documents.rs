@@ -97,6 +97,9 @@ fn section(text: &mut String, command: &clap::Command, parent: &str, wanted: &dy
     let name = format!("{parent} {}", command.get_name());
     let about = sentence(&command.get_about().map(ToString::to_string).unwrap_or_default());
     if command.has_subcommands() {
+        if !command.is_subcommand_required_set() {
+            write!(text, "\n## {name}\n\n{about}\n\n    {name} [OPTIONS]\n").expect("writing to a string");
+        }
         command.get_subcommands().for_each(|inner| section(text, inner, &name, wanted));
         return;
     }

@@ -27,5 +27,6 @@ mod recovery;
 mod reproducer;
 mod roundtrip;
 mod schema;
+mod targets;
 mod tidy;
 mod weights;

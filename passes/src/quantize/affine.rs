@@ -1,9 +1,14 @@
 //! The affine quantizer: real = scale * (integer - zero point).
 //!
+//! Quantizers to 8-bit floats are symmetric: real = scale * float. They have the same form, and are told by
+//! their bounds, the greatest float on either side, which no integer type has.
+//!
 //! Rounding is half to even, as ONNX's `QuantizeLinear` rounds. Source of the formulas: ONNX operator
 //! specification, `QuantizeLinear` and `DequantizeLinear`; Jacob et al. 2018 (arXiv 1712.05877).
 
 use optix_ir::{DType, Tensor};
+
+use super::float8;
 
 /// Scale and zero point of one tensor or channel.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -19,11 +24,14 @@ pub struct Affine {
 }
 
 impl Affine {
-    /// Quantizer of the full range of an 8-bit type for reals in `min..=max`, which is widened to hold 0.
-    /// A range of no width, or one that is not finite, gets scale 1.
+    /// Quantizer of the full range of a type (8 or 16 bits, or an 8-bit float) for reals in `min..=max`, which is
+    /// widened to hold 0. A range of no width, or one that is not finite, gets scale 1.
     pub fn asymmetric(min: f32, max: f32, dtype: DType) -> Affine {
         let (low, high) = match dtype {
             DType::I8 => (-128, 127),
+            DType::I16 => (i32::from(i16::MIN), i32::from(i16::MAX)),
+            DType::U16 => (0, i32::from(u16::MAX)),
+            _ if dtype.is_float() => return Affine::symmetric(min.abs().max(max.abs()), dtype),
             _ => (0, 255),
         };
         let (min, max) = (f64::from(min.min(0.0)), f64::from(max.max(0.0)));
@@ -45,7 +53,32 @@ impl Affine {
         Affine { scale: if scale.is_normal() { scale } else { 1.0 }, zero_point: 0, low: -127, high: 127 }
     }
 
-    /// The integer for a real; NaN goes to the zero point.
+    /// Symmetric quantizer to a signed type for magnitudes up to `max`: integers from -127 or -32,767 on, floats
+    /// up to the type's greatest. The type's own least integer is left out, as weights have it.
+    pub fn symmetric(max: f32, dtype: DType) -> Affine {
+        let high = match dtype {
+            DType::I16 => i32::from(i16::MAX),
+            _ => float8::greatest(dtype).unwrap_or(127),
+        };
+        let scale = max / high as f32;
+        Affine { scale: if scale.is_normal() { scale } else { 1.0 }, zero_point: 0, low: -high, high }
+    }
+
+    /// The symmetric quantizer of the reals that this one covers, for a signed type.
+    pub fn made_symmetric(&self, dtype: DType) -> Affine {
+        let end = |integer: i32| (integer - self.zero_point) as f32 * self.scale;
+        Affine::symmetric(end(self.low).abs().max(end(self.high).abs()), dtype)
+    }
+
+    /// The type of 8-bit floats that it quantizes to; none when it quantizes to integers.
+    pub fn float_type(&self) -> Option<DType> {
+        let bounds = (self.low, self.high);
+        float8::TYPES
+            .into_iter()
+            .find(|dtype| float8::greatest(*dtype).is_some_and(|greatest| bounds == (-greatest, greatest)))
+    }
+
+    /// The integer for a real; NaN goes to the zero point. Not for quantizers to floats.
     pub fn quantize(&self, real: f32) -> i32 {
         let integer = (real / self.scale).round_ties_even() + self.zero_point as f32;
         if integer.is_nan() {
@@ -61,6 +94,9 @@ impl Affine {
 
     /// The nearest real that an integer stands for.
     pub fn round_trip(&self, real: f32) -> f32 {
+        if let Some(dtype) = self.float_type() {
+            return float8::round(real / self.scale, dtype) * self.scale;
+        }
         self.dequantize(self.quantize(real))
     }
 }
@@ -68,7 +104,7 @@ impl Affine {
 /// Weights as int8 with the scales they need.
 #[derive(Clone, Debug)]
 pub struct QuantizedWeights {
-    /// int8, of the shape of the weights.
+    /// int8 or an 8-bit float, of the shape of the weights.
     pub integers: Tensor,
     /// One a channel, or a single one.
     pub scales: Vec<f32>,

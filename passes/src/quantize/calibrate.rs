@@ -66,8 +66,10 @@ pub(super) struct Choice {
     pub(super) observer: RangeObserver,
     /// Share of values, in percent, that the percentile observer keeps.
     pub(super) percentile: f64,
-    /// Integer type of activations.
+    /// Type of activations.
     pub(super) dtype: DType,
+    /// Whether zero points must be 0.
+    pub(super) symmetric: bool,
 }
 
 impl Choice {
@@ -81,6 +83,11 @@ impl Choice {
     }
 
     fn quantizer(&self, how: RangeObserver, observer: &Observer) -> Affine {
+        let quantizer = self.asymmetric(how, observer);
+        if self.symmetric { quantizer.made_symmetric(self.dtype) } else { quantizer }
+    }
+
+    fn asymmetric(&self, how: RangeObserver, observer: &Observer) -> Affine {
         match how {
             RangeObserver::MinMax => observer.min_max(self.dtype),
             RangeObserver::MovingAverage => observer.moving_average(self.dtype),

@@ -33,7 +33,9 @@ impl Recorded {
         if !(scale.is_normal() && scale > 0.0) {
             return Err(format!("scale {scale} is not positive and finite"));
         }
-        let has_range = low < high && low >= i32::from(i16::MIN) && high <= i32::from(u16::MAX);
+        // The greatest are those of 16 bits and of float8e5m2, 57,344 on either side of 0.
+        let most = i32::from(u16::MAX);
+        let has_range = low < high && low >= -most && high <= most;
         if !has_range || !(low..=high).contains(&zero_point) {
             return Err(format!("zero point {zero_point} and integers {low} to {high} make no quantizer"));
         }
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn quantizers_read_back_and_what_is_none_is_refused() {
-        for dtype in [DType::U8, DType::I8] {
+        for dtype in [DType::U8, DType::I8, DType::U16, DType::I16, DType::F8E4M3FN, DType::F8E5M2] {
             for (min, max) in [(-1.0, 3.0), (0.0, 6.0), (-0.1, 0.3), (0.0, 0.0)] {
                 let affine = Affine::asymmetric(min, max, dtype);
                 assert_eq!(Recorded::from(&affine).affine(), Ok(affine));

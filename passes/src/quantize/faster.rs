@@ -122,6 +122,7 @@ pub(super) fn ask(
             .weighted
             .iter()
             .map(|weighted| weighted.node)
+            .chain(placement.products.iter().copied())
             .chain(placement.bridges.iter().copied())
             .collect()
     };
@@ -231,14 +232,15 @@ fn cheapest(
     // The label of what computes each quantized value: a candidate's, that of what is moved, or float.
     let mut makers: BTreeMap<ValueId, usize> = BTreeMap::new();
     for weighted in &question.placement.weighted {
-        // Products give floats: only convolutions end in a quantizer of their own.
-        if model.node(weighted.node).is("Conv") {
+        // Products give floats: in onnxruntime only convolutions end in a quantizer of their own.
+        if question.placement.resident.contains(&weighted.output) {
             makers.insert(weighted.output, places[&weighted.node]);
         }
     }
-    for bridge in &question.placement.bridges {
-        if let Some(output) = model.node(*bridge).output(0) {
-            makers.insert(output, places[bridge]);
+    for other in question.placement.bridges.iter().chain(&question.placement.products) {
+        let output = model.node(*other).output(0);
+        if let Some(output) = output.filter(|output| question.placement.resident.contains(output)) {
+            makers.insert(output, places[other]);
         }
     }
     let roots: BTreeMap<ValueId, ValueId> = question.placement.quantized.iter().copied().collect();

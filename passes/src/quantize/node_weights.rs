@@ -6,7 +6,9 @@ use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Layer, PassError};
 
 use super::affine::{Affine, channel_maxima, quantize_weights};
+use super::float8;
 use super::placement::WeightedNode;
+use super::quantize_static::ActivationType;
 use super::rewrite;
 use super::saturation;
 
@@ -17,6 +19,10 @@ pub(super) struct WeightOptions {
     pub(super) per_channel: bool,
     /// Scales wide enough that no pair of products is clipped to int16.
     pub(super) no_saturation: bool,
+    /// Biases become int32 where activations are integers.
+    pub(super) integer_bias: bool,
+    /// Type of activations, which weights go with.
+    pub(super) activations: ActivationType,
 }
 
 /// Integers that stand for a constant already: by the constant, the axis of its channels and the bits of the
@@ -36,14 +42,16 @@ pub(super) fn quantize_node(
     let (name, op) = optix_pipeline::naming::node_and_op(model, id);
     let weights = model.node(id).input(weighted.weight_slot).expect("checked by the placement");
     let tensor = model.constant(weights).expect("checked by the placement").clone();
+    let dtype = options.activations.weights().dtype();
     let axis = if options.per_channel { weighted.channel_axis } else { None };
     let floats = tensor.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
     let maxima = channel_maxima(&floats, tensor.shape(), axis);
-    let mut scales: Vec<f32> = maxima.iter().map(|&max| Affine::symmetric_int8(max).scale).collect();
-    let bias = weighted.bias_slot.and_then(|slot| model.node(id).input(slot));
+    let mut scales: Vec<f32> = maxima.iter().map(|&max| Affine::symmetric(max, dtype).scale).collect();
+    let bias_slot = weighted.bias_slot.filter(|_| options.integer_bias && !dtype.is_float());
+    let bias = bias_slot.and_then(|slot| model.node(id).input(slot));
     let bias_tensor = bias.and_then(|bias| model.constant(bias)).cloned();
     let mut reason = None;
-    if options.no_saturation {
+    if options.no_saturation && op != "ConvTranspose" {
         saturation::widen(&mut scales, model, id, &floats, tensor.shape());
     }
     if let Some(bias) = &bias_tensor {
@@ -53,7 +61,10 @@ pub(super) fn quantize_node(
             reason = Some(format!("{fixed} weight scales widened so that the bias fits int32"));
         }
     }
-    let quantized = quantize_weights(&floats, tensor.shape(), axis, scales);
+    let quantized = match dtype.is_float() {
+        true => float8::quantize_weights(&floats, tensor.shape(), axis, scales, dtype),
+        false => quantize_weights(&floats, tensor.shape(), axis, scales),
+    };
     // Nodes that read the same weights with other scales (for their biases, or in another order) have others.
     let shared_key = (weights, axis, quantized.scales.iter().map(|scale| scale.to_bits()).collect());
     let graph = model.node(id).graph();
@@ -80,7 +91,7 @@ pub(super) fn quantize_node(
     };
     model.set_input(id, weighted.weight_slot, Some(new));
     replaced.push(weights);
-    if let (Some(slot), Some(bias), Some(value)) = (weighted.bias_slot, bias_tensor, bias) {
+    if let (Some(slot), Some(bias), Some(value)) = (bias_slot, bias_tensor, bias) {
         let biases = bias.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
         let scales: Vec<f32> = quantized.scales.iter().map(|scale| scale * input_scale).collect();
         let integers: Vec<i32> = biases
@@ -102,13 +113,22 @@ pub(super) fn quantize_node(
     Ok(Layer {
         node: name,
         op,
-        action: "int8".to_owned(),
+        action: action(options.activations),
         reason,
         bytes_before,
         bytes_after,
         weight_sqnr_db: quantized.sqnr_db(),
         ..Layer::default()
     })
+}
+
+/// What the ledger calls it: the type of the weights, and that of the activations where it is not of 8 bits.
+fn action(activations: ActivationType) -> String {
+    let weights = activations.weights();
+    match activations.dtype().bits() {
+        8 => weights.name().to_owned(),
+        _ => format!("{}, {} activations", weights.name(), activations.name()),
+    }
 }
 
 /// Widens weight scales whose bias would not fit 32 bits, and gives channels without weights a scale

@@ -5,17 +5,20 @@
 //! *values* get a pair, which of them share scale and zero point, and says of every other node why it
 //! stays float. It changes nothing.
 //!
-//! Rules:
-//! 1. `Conv`, `Gemm` and `MatMul` with constant weights are quantized: their input gets a pair, and
-//!    `Conv`'s output. An activation that only a `Relu` or `Clip` sees is absorbed: the pair goes behind it.
-//! 2. Operators that only move elements (`Reshape`, `MaxPool`, ...) pass a quantizer through unchanged.
-//! 3. `Add`, `Concat` and average pools run in integers where all their inputs come from integer kernels
-//!    and an integer kernel follows; elsewhere they stay float, because rounding them costs accuracy and
-//!    wins nothing.
+//! Which operators are treated how, the target's profile says ([`Target`]); the lists named here are its:
+//! 1. `weighted` operators with constant weights are quantized: their input gets a pair, and the output of
+//!    those in `quantized-output`. An activation that only one of `folded` sees is absorbed: the pair goes
+//!    behind that. Both inputs of `products` get a pair.
+//! 2. `movers` pass a quantizer through unchanged.
+//! 3. `bridges` run in integers where all their inputs come from integer kernels and an integer kernel
+//!    follows; elsewhere they stay float, because rounding them costs accuracy and wins nothing.
 
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Model, NodeId, Tensor, Use, ValueId};
+
+use super::target::Target;
+use super::target::operators::{Bridge, Folded, Mover, Product, Weighted};
 
 /// How a node with weights is quantized.
 #[derive(Clone, Debug)]
@@ -39,6 +42,8 @@ pub struct WeightedNode {
 pub struct Placement {
     /// Nodes whose weights are quantized, in order.
     pub weighted: Vec<WeightedNode>,
+    /// Products of two activations that run in integers, in order.
+    pub products: Vec<NodeId>,
     /// Other nodes that will run in integers, in order.
     pub bridges: Vec<NodeId>,
     /// Nodes considered and left float, with the reason, in order.
@@ -52,24 +57,12 @@ pub struct Placement {
     pub reads: Vec<(NodeId, usize)>,
 }
 
-/// Operators whose output elements are all elements of their first input (or zero).
-const PASS_THROUGH: &[&str] = &[
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "MaxPool",
-    "Slice",
-    "Identity",
-    "DepthToSpace",
-    "SpaceToDepth",
-    "Expand",
-    "Tile",
-];
-
-/// Operators that run in integers between integer neighbours: all tensor inputs are activations.
-const BRIDGES: &[&str] = &["Add", "Concat", "AveragePool", "GlobalAveragePool"];
+impl Placement {
+    /// Nodes that integer kernels compute whatever their neighbours are.
+    pub fn computed(&self) -> impl Iterator<Item = NodeId> + '_ {
+        self.weighted.iter().map(|weighted| weighted.node).chain(self.products.iter().copied())
+    }
+}
 
 /// Whether an operator belongs to those whose fate is reported.
 pub fn is_quantizable(op_type: &str) -> bool {
@@ -94,16 +87,24 @@ pub fn float_weights(model: &Model, value: Option<ValueId>) -> Result<&Tensor, S
     Ok(tensor)
 }
 
-/// The quantized form of a node with weights, or the reason it has none.
-fn classify(model: &Model, id: NodeId) -> Result<WeightedNode, String> {
+/// A node that integer kernels compute whatever its neighbours are.
+enum Computed {
+    /// With constant weights.
+    Weighted(WeightedNode),
+    /// From two activations.
+    Product,
+}
+
+/// The quantized form of a node, or the reason it has none.
+fn classify(model: &Model, id: NodeId, target: &Target) -> Result<Computed, String> {
     let node = model.node(id);
     let input = node.input(0).ok_or("its input is missing")?;
     let output = node.output(0).ok_or("nothing uses its output")?;
-    if let Some(dtype) = model.value(input).ty.as_ref().and_then(|ty| ty.dtype())
-        && dtype != DType::F32
-    {
-        return Err(format!("its input is {dtype}, only float is quantized"));
-    }
+    let is_float = |value: ValueId| match model.value(value).ty.as_ref().and_then(|ty| ty.dtype()) {
+        Some(dtype) if dtype != DType::F32 => Err(format!("its input is {dtype}, only float is quantized")),
+        _ => Ok(()),
+    };
+    is_float(input)?;
     let dequantized = |value: ValueId| {
         model.value(value).producer().is_some_and(|(producer, _)| model.node(producer).is("DequantizeLinear"))
     };
@@ -112,6 +113,20 @@ fn classify(model: &Model, id: NodeId) -> Result<WeightedNode, String> {
     }
     if model.constant(input).is_some() && node.op_type != "MatMul" {
         return Err("its input is constant".to_owned());
+    }
+    if let (Some(product), Some(right)) = (Product::of(&node.op_type), node.input(1))
+        && model.constant(input).is_none()
+        && model.constant(right).is_none()
+    {
+        if !target.operators.products.contains(&product) {
+            return Err("both operands are activations".to_owned());
+        }
+        is_float(right)?;
+        return Ok(Computed::Product);
+    }
+    let operator = Weighted::of(&node.op_type);
+    if !operator.is_some_and(|operator| target.operators.weighted.contains(&operator)) {
+        return Err(format!("{} has no integer kernel for it", target.engine));
     }
     let mut bias_slot = None;
     let channel_axis = match node.op_type.as_str() {
@@ -151,64 +166,61 @@ fn classify(model: &Model, id: NodeId) -> Result<WeightedNode, String> {
         "MatMul" => {
             let right = node.input(1).ok_or("its second operand is missing")?;
             match (model.constant(input), model.constant(right)) {
-                (None, None) => return Err("both operands are activations".to_owned()),
                 (Some(_), _) => return Err("its first operand is constant".to_owned()),
-                (None, Some(_)) => {}
+                (None, _) => {}
             }
             match float_weights(model, Some(right))?.rank() {
                 2 => Some(1),
                 _ => None,
             }
         }
-        "ConvTranspose" => return Err("onnxruntime has no integer kernel for it".to_owned()),
+        "ConvTranspose" => {
+            float_weights(model, node.input(1))?;
+            if let Some(bias) = node.input(2) {
+                if model.constant(bias).is_none_or(|bias| bias.dtype() != DType::F32) {
+                    return Err("its bias is computed while the model runs, not constant".to_owned());
+                }
+                bias_slot = Some(2);
+            }
+            // Its weights are [inputs, outputs of a group, ...]: groups would have to share scales.
+            (node.int("group").unwrap_or(1) == 1).then_some(1)
+        }
         other => return Err(format!("{other} has no integer form here")),
     };
-    Ok(WeightedNode { node: id, input, weight_slot: 1, channel_axis, bias_slot, output })
+    let weighted = WeightedNode { node: id, input, weight_slot: 1, channel_axis, bias_slot, output };
+    Ok(Computed::Weighted(weighted))
 }
 
 /// The value behind an activation that can be folded into the range of `value`, if only that sees it.
-fn absorb_activation(model: &Model, value: ValueId) -> ValueId {
+fn absorb_activation(model: &Model, value: ValueId, folded: &[Folded]) -> ValueId {
     let [Use::Node(user, 0)] = *model.value(value).uses() else { return value };
     let node = model.node(user);
     if node.graph() != model.value(value).graph() {
         return value;
     }
-    let bound = |slot: usize, name: &str| match node.input(slot) {
-        Some(value) => model.constant(value).and_then(Tensor::single),
-        None => Some(f64::from(node.float(name).unwrap_or(if slot == 1 { f32::MIN } else { f32::MAX }))),
-    };
-    let folds = match node.op_type.as_str() {
-        "Relu" if node.is("Relu") => true,
-        // The folded range must hold zero, which every quantizer represents.
-        "Clip" if node.is("Clip") => {
-            bound(1, "min").is_some_and(|min| min <= 0.0) && bound(2, "max").is_some_and(|max| max >= 0.0)
-        }
-        _ => false,
-    };
-    if folds { node.output(0).unwrap_or(value) } else { value }
+    let function = Folded::of(&node.op_type).filter(|function| folded.contains(function));
+    function.and_then(|function| function.output(model, user)).unwrap_or(value)
 }
 
 /// Decides about the main graph of a model. `wanted` filters nodes: an `Err` is a reason to leave one.
-pub fn place(model: &Model, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Placement {
+pub fn place(model: &Model, target: &Target, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Placement {
+    let rules = &target.operators;
     let mut placement = Placement::default();
     let main = model.main();
     let order = model.node_list(main);
-    let mut weighted_nodes: BTreeMap<NodeId, usize> = BTreeMap::new();
     for id in model.walk() {
         let node = model.node(id);
         if !node.domain().is_empty() || !is_quantizable(&node.op_type) {
             continue;
         }
         let verdict = if node.graph() == main {
-            wanted(id).and_then(|()| classify(model, id))
+            wanted(id).and_then(|()| classify(model, id, target))
         } else {
             Err("it is inside a subgraph".to_owned())
         };
         match verdict {
-            Ok(weighted) => {
-                weighted_nodes.insert(id, placement.weighted.len());
-                placement.weighted.push(weighted);
-            }
+            Ok(Computed::Weighted(weighted)) => placement.weighted.push(weighted),
+            Ok(Computed::Product) => placement.products.push(id),
             Err(reason) => placement.skipped.push((id, reason)),
         }
     }
@@ -217,44 +229,67 @@ pub fn place(model: &Model, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Pl
     let mut resident = vec![false; model.value_capacity()];
     for weighted in &mut placement.weighted {
         needed[weighted.input.index()] = true;
-        weighted.output = absorb_activation(model, weighted.output);
-        if model.node(weighted.node).is("Conv") {
+        weighted.output = absorb_activation(model, weighted.output, &rules.folded);
+        if has_quantized_output(target, model, weighted.node) {
             needed[weighted.output.index()] = true;
             resident[weighted.output.index()] = true;
         }
     }
-    let pass_through = |id: NodeId| {
-        let node = model.node(id);
-        let moves = node.domain().is_empty() && PASS_THROUGH.contains(&node.op_type.as_str());
-        // A pool that also returns indices has no integer form in onnxruntime.
-        if !moves || node.outputs().len() != 1 {
-            return None;
+    for &product in &placement.products {
+        for input in [0, 1].into_iter().filter_map(|slot| model.node(product).input(slot)) {
+            needed[input.index()] = true;
         }
-        Some((node.input(0)?, node.output(0)?))
-    };
+        if has_quantized_output(target, model, product)
+            && let Some(output) = model.node(product).output(0)
+        {
+            needed[output.index()] = true;
+            resident[output.index()] = true;
+        }
+    }
+    // Nodes that a quantizer passes through, with what is before and behind them.
+    let mut passed: BTreeMap<NodeId, (ValueId, ValueId)> = BTreeMap::new();
     // Forward: what could stay in integers if somebody behind wants it.
     let mut may_stay = resident.clone();
+    let gives_integers = |id: NodeId| {
+        let operator = Weighted::of(&model.node(id).op_type);
+        operator.is_some_and(|operator| rules.integer_output.contains(&operator))
+    };
+    let computed = placement.weighted.iter().map(|weighted| (weighted.node, Some(weighted.output)));
+    let products = placement.products.iter().map(|&product| (product, model.node(product).output(0)));
+    for (_, output) in computed.chain(products).filter(|(node, _)| gives_integers(*node)) {
+        if let Some(output) = output {
+            may_stay[output.index()] = true;
+        }
+    }
     let mut candidates: BTreeMap<NodeId, (Vec<usize>, ValueId)> = BTreeMap::new();
     for &id in &order {
-        if let Some((input, output)) = pass_through(id) {
-            may_stay[output.index()] |= may_stay[input.index()];
+        let node = model.node(id);
+        if let Some(mover) = Mover::of_node(model, id).filter(|mover| rules.movers.contains(mover))
+            && let (Some(input), Some(output)) = (node.input(0), node.output(0))
+        {
+            let passes =
+                model.constant(input).is_none() && (!mover.drops_elements() || may_stay[input.index()]);
+            if passes {
+                passed.insert(id, (input, output));
+                may_stay[output.index()] |= may_stay[input.index()];
+            }
             continue;
         }
-        let node = model.node(id);
-        if !node.domain().is_empty() || !BRIDGES.contains(&node.op_type.as_str()) {
+        let bridge = Bridge::of(&node.op_type).filter(|bridge| rules.bridges.contains(bridge));
+        if !node.domain().is_empty() || bridge.is_none() {
             continue;
         }
         let all = !node.inputs().is_empty()
             && node.inputs().iter().all(|input| input.is_some_and(|input| may_stay[input.index()]));
         if let (true, Some(output)) = (all && wanted(id).is_ok(), node.output(0)) {
-            let output = absorb_activation(model, output);
+            let output = absorb_activation(model, output, &rules.folded);
             may_stay[output.index()] = true;
             candidates.insert(id, ((0..node.inputs().len()).collect(), output));
         }
     }
     // Backward: who is wanted in integers.
     for &id in order.iter().rev() {
-        if let Some((input, output)) = pass_through(id)
+        if let Some((input, output)) = passed.get(&id)
             && needed[output.index()]
         {
             needed[input.index()] = true;
@@ -277,6 +312,9 @@ pub fn place(model: &Model, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Pl
     for weighted in &placement.weighted {
         placement.reads.push((weighted.node, 0));
     }
+    for &product in &placement.products {
+        placement.reads.extend([(product, 0), (product, 1)]);
+    }
     // Forward again: roots of shared quantizers, in order of execution.
     let mut root: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     let mut add = |value: ValueId, of: ValueId, placement: &mut Placement| {
@@ -291,7 +329,7 @@ pub fn place(model: &Model, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Pl
     }
     let mut roots: Vec<Option<ValueId>> = vec![None; model.value_capacity()];
     for &id in &order {
-        let through = pass_through(id);
+        let through = passed.get(&id).copied();
         for &output in model.node(id).outputs().iter().flatten() {
             if !needed[output.index()] {
                 continue;
@@ -309,4 +347,10 @@ pub fn place(model: &Model, wanted: &dyn Fn(NodeId) -> Result<(), String>) -> Pl
     placement.resident =
         placement.quantized.iter().map(|(value, _)| *value).filter(|value| resident[value.index()]).collect();
     placement
+}
+
+/// Whether a node runs in integers only with a quantizer behind it.
+pub(super) fn has_quantized_output(target: &Target, model: &Model, id: NodeId) -> bool {
+    let operator = Weighted::of(&model.node(id).op_type);
+    operator.is_some_and(|operator| target.operators.quantized_output.contains(&operator))
 }

@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use optix_ir::{DType, Model, NodeId, ValueId};
+use optix_ir::{Model, NodeId, ValueId};
 use optix_pipeline::{
     Cx, Family, Interface, Layer, Named, Numerics, OracleError, Pass, PassError, Promises, Requires, Topology,
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::affine::Affine;
 use super::bias_correction;
@@ -21,10 +21,11 @@ use super::observer::Observer;
 use super::placement::{self, Placement};
 use super::rewrite;
 use super::sensitivity;
+use super::target::{self, Bias, Runs, Target, TargetChoice};
 use crate::names::{check_patterns, not_excluded};
 
-/// Integer type of activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+/// Type of activations, or of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActivationType {
     /// 0 to 255: the fast one on x86.
@@ -32,11 +33,19 @@ pub enum ActivationType {
     Uint8,
     /// -128 to 127.
     Int8,
+    /// 0 to 65,535: hardly any loss, and kernels only on some devices.
+    Uint16,
+    /// -32,768 to 32,767: as uint16.
+    Int16,
+    /// Floats of 8 bits, 3 of them after the point: up to 448.
+    Float8e4m3fn,
+    /// Floats of 8 bits, 2 of them after the point: up to 57,344.
+    Float8e5m2,
 }
 
 /// What to do about kernels that clip sums of two products to int16: those of onnxruntime for uint8
 /// activations and int8 weights on x86 processors without VNNI instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Saturation {
     /// Scales of weights are just wide enough that it cannot happen: the same results on all processors, for
@@ -47,15 +56,6 @@ pub enum Saturation {
     Allow,
 }
 
-impl ActivationType {
-    fn dtype(self) -> DType {
-        match self {
-            ActivationType::Uint8 => DType::U8,
-            ActivationType::Int8 => DType::I8,
-        }
-    }
-}
-
 /// Quantizes Conv, Gemm and MatMul with constant weights to 8 bits, with ranges of activations from
 /// calibration data, and writes the result as QDQ.
 ///
@@ -63,9 +63,11 @@ impl ActivationType {
 /// integers with one scale a tensor. An activation function that clips (Relu, Clip) is folded into the
 /// range of the quantizer behind it. Operators that only move elements share the scale of their input;
 /// Add, Concat and average pools between integer layers run in integers too. Everything else stays
-/// float, and the report says why.
+/// float, and the report says why. This is what onnxruntime on a processor runs in integers; another
+/// `target` has other operators and types (docs/targets.md).
 ///
-/// Needs operator set 13 or newer when weights have a scale a channel (`convert-opset` raises it).
+/// Needs operator set 13 or newer when weights have a scale a channel, 19 for float8 and 21 for 16 bits
+/// (`convert-opset` raises it).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct QuantizeStatic {
@@ -75,10 +77,13 @@ pub struct QuantizeStatic {
     pub observer: RangeObserver,
     /// Share of values in percent, above 50 and up to 100, that the observer `percentile` keeps.
     pub percentile: f64,
-    /// Integer type of activations.
-    pub activation_type: ActivationType,
-    /// What to do about kernels that clip sums of two products to int16.
-    pub saturation: Saturation,
+    /// The engine that the model is meant for: a built-in target (`optix targets` lists them) or a profile as a
+    /// table. It says which operators and types run in integers, and what the next two options are by default.
+    pub target: TargetChoice,
+    /// Type of activations; weights are int8, and float8 where activations are. By default the target's first.
+    pub activation_type: Option<ActivationType>,
+    /// What to do about kernels that clip sums of two products to int16. By default what the target needs.
+    pub saturation: Option<Saturation>,
     /// Quantize embedding tables too.
     pub embeddings: bool,
     /// Signal-to-noise ratio in dB that every output of the model must keep on calibration samples: where it
@@ -100,8 +105,9 @@ impl Default for QuantizeStatic {
             per_channel: true,
             observer: RangeObserver::default(),
             percentile: 99.999,
-            activation_type: ActivationType::default(),
-            saturation: Saturation::default(),
+            target: TargetChoice::default(),
+            activation_type: None,
+            saturation: None,
             embeddings: true,
             min_sqnr: 20.0,
             bias_correction: true,
@@ -167,7 +173,9 @@ pub(super) fn constant_bytes(model: &Model, value: ValueId) -> u64 {
 
 impl Pass for QuantizeStatic {
     fn requires(&self) -> Requires {
-        Requires { calibration: true, inferred_types: true, opset: if self.per_channel { 13 } else { 10 } }
+        let types = self.activation_type.map_or(10, ActivationType::least_operator_set);
+        let opset = types.max(if self.per_channel { 13 } else { 10 });
+        Requires { calibration: true, inferred_types: true, opset }
     }
 
     fn promises(&self) -> Promises {
@@ -177,19 +185,80 @@ impl Pass for QuantizeStatic {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
+        let target = target::decide(&self.target, cx)?;
+        self.decided_for(target, model, cx)?.quantize(model, cx)
+    }
+}
+
+/// What a rewrite gives beside the model.
+#[derive(Default)]
+struct Rewritten {
+    layers: Vec<Layer>,
+    measured: Measured,
+    nodes: u64,
+    activations: u64,
+}
+
+/// [`QuantizeStatic`] with all that its target decides.
+struct Decided<'a> {
+    options: &'a QuantizeStatic,
+    target: Target,
+    activations: ActivationType,
+    saturation: Saturation,
+    /// Whether speed is worth measuring: not of kernels that are not those of the target.
+    is_timed: bool,
+}
+
+impl QuantizeStatic {
+    /// The options as the target has them.
+    ///
+    /// # Errors
+    /// When the target cannot run what is asked for.
+    fn decided_for(&self, target: Target, model: &Model, cx: &mut Cx<'_>) -> Result<Decided<'_>, PassError> {
+        let activations = self.activation_type.unwrap_or(target.default_activations());
+        let runs = target::check_type(&target, activations)?;
+        target::check_operator_set(&target, activations, model, cx)?;
+        if runs == Runs::Emulated {
+            cx.note(format!(
+                "{} computes {} activations in float: the results are those of the type, the speed is not",
+                target.engine,
+                activations.name()
+            ));
+        }
+        let saturation = self.saturation.unwrap_or(target.weights.saturation);
+        let is_timed = target.engine == "onnxruntime" && runs == Runs::Natively;
+        Ok(Decided { options: self, target, activations, saturation, is_timed })
+    }
+}
+
+impl std::ops::Deref for Decided<'_> {
+    type Target = QuantizeStatic;
+
+    fn deref(&self) -> &QuantizeStatic {
+        self.options
+    }
+}
+
+impl Decided<'_> {
+    fn quantize(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         let wanted = |model: &Model, id: NodeId| self.wanted(model, id);
-        let placement = placement::place(model, &|id| wanted(model, id));
+        let placement = placement::place(model, &self.target, &|id| wanted(model, id));
         for (id, reason) in &placement.skipped {
             cx.skip(model, *id, reason.clone());
             cx.layer(float_layer(model, *id, reason));
         }
-        if placement.weighted.is_empty() {
+        if placement.computed().next().is_none() {
             cx.warn("no node of this model can be quantized: the reasons are listed");
             return Ok(());
         }
         // Empty when a lock is applied: what they say beside the quantizers is for the ledger alone.
-        let dtype = self.activation_type.dtype();
-        let choice = Choice { observer: self.observer, percentile: self.percentile, dtype };
+        let dtype = self.activations.dtype();
+        let choice = Choice {
+            observer: self.observer,
+            percentile: self.percentile,
+            dtype,
+            symmetric: self.target.activations.symmetric,
+        };
         let mut observers = BTreeMap::new();
         let quantizers = decided::quantizers(model, &placement, cx, |cx| {
             let calibrated = calibrate(model, &placement, &choice, cx)?;
@@ -199,7 +268,7 @@ impl Pass for QuantizeStatic {
         })?;
         let float_model = model.clone();
         let without = |model: &Model, float: &BTreeMap<NodeId, String>| {
-            placement::place(model, &|id| match float.get(&id) {
+            placement::place(model, &self.target, &|id| match float.get(&id) {
                 Some(reason) => Err(reason.clone()),
                 None => wanted(model, id),
             })
@@ -222,7 +291,7 @@ impl Pass for QuantizeStatic {
                 float = self.too_sensitive(model, shifts, &left, &observers, &quantizers, cx)?;
                 left = Cow::Owned(without(model, &float));
             }
-            if self.only_faster && !left.weighted.is_empty() {
+            if self.only_faster && self.is_timed && left.computed().next().is_some() {
                 float.extend(self.slower_in_integers(model, &left, &observers, &quantizers, cx)?);
             }
             Ok(float)
@@ -264,18 +333,7 @@ impl Pass for QuantizeStatic {
             rewritten.measured.into_iter().map(|(row, old, new)| (before + row, old, new)).collect();
         if cx.has_calibration() { measure(&float_model, model, &measured, cx) } else { Ok(()) }
     }
-}
 
-/// What a rewrite gives beside the model.
-#[derive(Default)]
-struct Rewritten {
-    layers: Vec<Layer>,
-    measured: Measured,
-    nodes: u64,
-    activations: u64,
-}
-
-impl QuantizeStatic {
     /// Layers that cost the outputs too much, each with the reason. Those in integers have their biases shifted.
     fn too_sensitive(
         &self,
@@ -286,7 +344,7 @@ impl QuantizeStatic {
         quantizers: &BTreeMap<ValueId, Affine>,
         cx: &mut Cx<'_>,
     ) -> Result<BTreeMap<NodeId, String>, PassError> {
-        let layers: Vec<NodeId> = placement.weighted.iter().map(|weighted| weighted.node).collect();
+        let layers: Vec<NodeId> = placement.computed().collect();
         let build = |kept: &BTreeSet<NodeId>| {
             let is_left = |id: NodeId| !layers.contains(&id) || kept.contains(&id);
             let mut base = model.clone();
@@ -313,7 +371,7 @@ impl QuantizeStatic {
         if !cx.has_calibration() || placement.weighted.is_empty() {
             return Ok(bias_correction::Found::default());
         }
-        let left: BTreeSet<NodeId> = placement.weighted.iter().map(|weighted| weighted.node).collect();
+        let left: BTreeSet<NodeId> = placement.computed().collect();
         let build = |float: &Model| {
             let is_left =
                 |id: NodeId| !placement::is_quantizable(&float.node(id).op_type) || left.contains(&id);
@@ -377,9 +435,10 @@ impl QuantizeStatic {
     ) -> Result<Model, PassError> {
         let is_candidate = |id: NodeId| {
             placement.weighted.iter().any(|weighted| weighted.node == id)
+                || placement.products.contains(&id)
                 || !placement::is_quantizable(&model.node(id).op_type)
         };
-        let placement = placement::place(model, &|id| match is_candidate(id) && is_left(id) {
+        let placement = placement::place(model, &self.target, &|id| match is_candidate(id) && is_left(id) {
             true => self.wanted(model, id),
             false => Err(String::new()),
         });
@@ -401,12 +460,15 @@ impl QuantizeStatic {
         quantizers: &BTreeMap<ValueId, Affine>,
         may_edit: &mut dyn FnMut() -> bool,
     ) -> Result<Rewritten, PassError> {
-        let dtype = self.activation_type.dtype();
+        let dtype = self.activations.dtype();
         // Weights first: names and reasons are those of the float model.
         let mut rewritten = Rewritten::default();
         let options = WeightOptions {
-            per_channel: self.per_channel,
-            no_saturation: self.saturation == Saturation::Avoid,
+            per_channel: self.per_channel && self.target.weights.per_channel,
+            no_saturation: self.saturation == Saturation::Avoid
+                && matches!(self.activations, ActivationType::Uint8 | ActivationType::Int8),
+            integer_bias: self.target.weights.bias == Bias::Int32,
+            activations: self.activations,
         };
         let mut shared = SharedWeights::new();
         let mut replaced = Vec::new();
@@ -447,7 +509,7 @@ impl QuantizeStatic {
                 model.set_input(node, slot, Some(new));
             }
         }
-        for &node in &placement.bridges {
+        for &node in placement.products.iter().chain(&placement.bridges) {
             let (name, op) = optix_pipeline::naming::node_and_op(model, node);
             let action = dtype.name().to_owned();
             rewritten.layers.push(Layer { node: name, op, action, ..Layer::default() });

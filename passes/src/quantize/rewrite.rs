@@ -5,10 +5,13 @@ use optix_ir::{DType, EditError, GraphId, Model, Node, NodeId, Position, Tensor,
 
 use super::affine::Affine;
 
-/// The zero point as a scalar of the integer type.
+/// The zero point as a scalar of the quantized type; that of floats is 0.
 fn zero_point_tensor(zero_point: i32, dtype: DType) -> Tensor {
     match dtype {
         DType::I8 => Tensor::scalar(zero_point as i8),
+        DType::I16 => Tensor::scalar(zero_point as i16),
+        DType::U16 => Tensor::scalar(zero_point as u16),
+        _ if dtype.is_float() => Tensor::from_codes(dtype, vec![], &[0]),
         _ => Tensor::scalar(zero_point as u8),
     }
 }

@@ -285,10 +285,7 @@ impl SmoothActivations {
             peaks,
             norms,
             widths: matrices.iter().map(|(_, columns, _)| taken(*columns).count()).collect(),
-            dtype: match self.activation_type {
-                ActivationType::Uint8 => DType::U8,
-                ActivationType::Int8 => DType::I8,
-            },
+            dtype: self.activation_type.dtype(),
             per_channel: self.per_channel,
         };
         Ok(Search::new(problem))

@@ -9,6 +9,7 @@ mod profile;
 mod reports;
 mod runs;
 mod statistics;
+mod targets;
 
 /// A model with convolutions, and data to calibrate and judge it with: enough to work, few to be fast.
 const MODEL: &str = "fixtures/models/fmnist_mobilenet.onnx";

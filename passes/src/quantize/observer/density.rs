@@ -2,6 +2,7 @@
 
 use super::Observer;
 use crate::quantize::affine::Affine;
+use crate::quantize::float8;
 
 /// Number, sum and sum of squares of values, these in widths of a bin.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -108,6 +109,19 @@ impl Density {
                 + center * center * (to.count - from.count);
             second.max(0.0)
         };
+        if let Some(dtype) = quantizer.float_type() {
+            let numbers = float8::numbers(dtype);
+            let (mut noise, mut from) = (0.0, Sums::default());
+            for (index, &number) in numbers.iter().enumerate() {
+                let to = match numbers.get(index + 1) {
+                    Some(next) => self.below((number + next) / 2.0 * step),
+                    None => self.all(),
+                };
+                noise += error(from, to, number * step);
+                from = to;
+            }
+            return noise * self.width * self.width;
+        }
         let bounds = (f64::from(quantizer.low), f64::from(quantizer.high));
         let integer_of = |end: f64| {
             let integer = (end / step).round() + f64::from(quantizer.zero_point);

@@ -92,6 +92,10 @@ impl Observer {
     /// part, since every quantizer keeps them. Good for long tails, bad where rare great values matter, as
     /// the inputs of softmax do.
     pub fn entropy(&self, dtype: DType) -> (Affine, usize) {
+        // With more levels than a histogram has bins, or uneven ones, there is nothing to gather.
+        if !matches!(dtype, DType::U8 | DType::I8) {
+            return (self.min_max(dtype), 1);
+        }
         let density = Density::new(self);
         let levels = 256;
         let bins = density.counts.len();
