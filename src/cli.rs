@@ -137,6 +137,8 @@ pub struct Data {
     /// Use at most so many evaluation samples.
     #[arg(long, value_name = "N")]
     pub eval_samples: Option<u64>,
+    #[command(flatten)]
+    pub memory: Memory,
     /// Exit with 1 when a threshold is missed: accuracy-drop=POINTS, agreement=SHARE, sqnr-db=DB,
     /// size-ratio=RATIO or latency-ratio=RATIO; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
@@ -149,6 +151,46 @@ pub struct Together {
     /// Samples run together, or `auto`. Where that would change a result, they are run one at a time.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
     pub batch: BatchSize,
+}
+
+/// How much memory the process may take.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Memory {
+    /// Keep the memory of the process below this by running fewer samples together: bytes, or with a unit
+    /// such as 800MB or 2GiB. What is predicted and what it came to is reported.
+    #[arg(long, value_name = "BYTES")]
+    pub max_memory: Option<ByteSize>,
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ByteSize, String> {
+        const UNITS: [(&str, f64); 9] = [
+            ("KiB", 1024.0),
+            ("MiB", 1_048_576.0),
+            ("GiB", 1_073_741_824.0),
+            ("KB", 1e3),
+            ("MB", 1e6),
+            ("GB", 1e9),
+            ("K", 1e3),
+            ("M", 1e6),
+            ("G", 1e9),
+        ];
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
+            .unwrap_or((text.strip_suffix('B').unwrap_or(text), 1.0));
+        let bytes = number.trim().parse::<f64>().ok().map(|number| number * unit);
+        match bytes {
+            Some(bytes) if (1.0..1e18).contains(&bytes) => Ok(ByteSize(bytes as u64)),
+            _ => Err("a number of bytes, or with a unit: 500MB, 2GiB".to_owned()),
+        }
+    }
 }
 
 /// A number of samples; none for `auto`.
@@ -391,6 +433,8 @@ pub enum Command {
         samples: Option<u64>,
         #[command(flatten)]
         together: Together,
+        #[command(flatten)]
+        memory: Memory,
         /// Exit with 1 when a threshold is missed: a metric's name with the least (for errors: the most) it may
         /// be, or topN-drop=POINTS with --vs; judged by the unfavourable end of the interval; may be repeated.
         #[arg(long, value_name = "METRIC=VALUE")]

@@ -7,6 +7,7 @@ use anyhow::bail;
 use optix_base::escape_for_terminal;
 use optix_data::Distance;
 use optix_ir::{Model, ValueId};
+use optix_pipeline::check::OpsEvaluator;
 use optix_pipeline::{Oracle, OracleError, Progress};
 use optix_runtime::{Proof, batching, stream, value_bytes};
 use serde_json::{Value, json};
@@ -35,8 +36,10 @@ pub struct Options<'a> {
 /// A value in both models.
 struct Row<'a> {
     pair: &'a Pair,
-    /// The operator that computes it, and the node.
+    /// The operator that computes it.
     op_type: String,
+    /// The node's name; empty where it has none.
+    node: String,
     distance: Distance,
     /// Shapes, where they differ.
     shapes: Option<String>,
@@ -63,8 +66,10 @@ pub fn compare(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
     if options.tolerance.is_nan() || options.tolerance < 0.0 {
         bail!("--tolerance {}: a share of 0 or more", options.tolerance);
     }
-    let (first, second) = (setup::load(global, options.a)?.model, setup::load(global, options.b)?.model);
-    let (pairs, missing) = pairs(&first, &second);
+    let (first, mut second) = (setup::load(global, options.a)?.model, setup::load(global, options.b)?.model);
+    // Which integers stand for floats, their types say.
+    optix_ir::infer::infer(&mut second, &OpsEvaluator);
+    let (pairs, missing) = pairs(&first, &mut second);
     if pairs.is_empty() {
         let (a, b) = (options.a.display(), options.b.display());
         bail!("{a} and {b} have no value of the same name, and none that is computed the same way");
@@ -155,7 +160,8 @@ fn want(lanes: &mut [optix_runtime::Lane<'_>; 2], pairs: &[Pair], first: &Model,
 fn row<'a>(model: &Model, pair: &'a Pair) -> Row<'a> {
     let producer = model.value(pair.a).producer().map(|(node, _)| model.node(node));
     let op_type = producer.map_or_else(String::new, |node| node.op_type.clone());
-    Row { pair, op_type, distance: Distance::new(), shapes: None }
+    let node = producer.map_or_else(String::new, |node| node.name.clone());
+    Row { pair, op_type, node, distance: Distance::new(), shapes: None }
 }
 
 /// The first value that parts, the worst one, and the one that loses most against what it is computed from.
@@ -194,6 +200,7 @@ fn document(
             json!({
                 "name": row.pair.name,
                 "operator": row.op_type,
+                "node": row.node,
                 "equal": row.shapes.is_none() && is_equal(&row.distance),
                 "parts": row.parts(options.tolerance),
                 "shapes": row.shapes,
@@ -267,7 +274,11 @@ fn text(
         _ => String::new(),
     };
     let named = |row: &Row<'_>| {
-        format!("{} ({})", escape_for_terminal(&row.pair.name), escape_for_terminal(&row.op_type))
+        let node = match row.node.as_str() {
+            "" => String::new(),
+            node => format!(" of node {}", escape_for_terminal(node)),
+        };
+        format!("{} ({}{node})", escape_for_terminal(&row.pair.name), escape_for_terminal(&row.op_type))
     };
     match first {
         Some(first) => lines.push(format!("first to part (>): {}{}", named(first), at(first))),

@@ -11,6 +11,7 @@ use optix_pipeline::report::Requirement;
 use optix_pipeline::{Batch, Oracle};
 use serde_json::{Value, json};
 
+use super::ceiling::Ceiling;
 use super::evaluation::{self, Outcome};
 use super::setup;
 use crate::exit::Missed;
@@ -27,6 +28,7 @@ pub struct Options<'a> {
     pub train: Option<&'a Path>,
     pub samples: Option<u64>,
     pub batch: Option<usize>,
+    pub ceiling: Option<Ceiling>,
     pub require: &'a [String],
     pub report: &'a [PathBuf],
     pub json: bool,
@@ -123,6 +125,8 @@ pub fn eval(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
         true => by_default(batch, found, options),
         false => Ok(distinct.clone()),
     };
+    let sources = loaded.sources.iter().chain(other.iter().flat_map(|other| &other.sources));
+    let files: u64 = sources.map(|source| source.size()).sum();
     let plan = evaluation::Plan {
         global,
         model: &loaded.model,
@@ -133,6 +137,8 @@ pub fn eval(global: &Global, options: &Options<'_>) -> anyhow::Result<()> {
         data: &data,
         train: train.as_ref(),
         batch: options.batch,
+        ceiling: options.ceiling,
+        files,
     };
     let outcome = evaluation::measure(&oracle, &plan, &cancel, &bars);
     bars.finish();
@@ -221,6 +227,11 @@ fn document(
         "engine": engine,
         "samples": outcome.samples,
         "batch": outcome.batch,
+        "memory": json!({
+            "peak": super::memory::peak(),
+            "predicted": outcome.predicted,
+            "limit": options.ceiling.map(|ceiling| ceiling.bytes),
+        }),
         "alone": outcome.alone,
         "output": outcome.output,
         "metrics": outcome.measured.iter().map(metric).collect::<Vec<_>>(),
@@ -255,6 +266,12 @@ fn text(
         lines.push(format!("{name:width$}  {}", report::measured(measured)));
     }
     lines.extend(report::fidelity_lines(&outcome.outputs));
+    if let (Some(ceiling), Some(predicted), Some(peak)) =
+        (options.ceiling, outcome.predicted, super::memory::peak())
+    {
+        let [peak, predicted, limit] = [peak, predicted, ceiling.bytes].map(report::format_bytes);
+        lines.push(format!("memory {peak} at the peak, predicted {predicted}, at most {limit} allowed"));
+    }
     lines.extend(requirements.iter().map(report::requirement_line));
     let rate = outcome.samples as f64 / seconds.max(1e-9);
     lines.push(format!("{engine}; {seconds:.1} s in all, {rate:.0} samples a second"));

@@ -9,8 +9,9 @@ use optix_data::{
 use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::report::{Accuracy, Evaluation, Interval, OutputFidelity, Report, Requirement};
 use optix_pipeline::{Batch, OracleError, Progress, Requirements};
-use optix_runtime::{EngineOracle, Proof, batching, stream};
+use optix_runtime::{Asked, EngineOracle, Proof, batching, stream};
 
+use super::ceiling::{Ceiling, Copies, Task};
 use super::setup;
 use optix::cli::Global;
 
@@ -33,6 +34,10 @@ pub struct Plan<'a> {
     pub train: Option<&'a Dataset>,
     /// Samples to run together; by rule without it.
     pub batch: Option<usize>,
+    /// Most memory of the process.
+    pub ceiling: Option<Ceiling>,
+    /// Bytes of the models' files.
+    pub files: u64,
 }
 
 /// What came of it.
@@ -40,6 +45,8 @@ pub struct Outcome {
     pub samples: u64,
     /// Samples run together.
     pub batch: usize,
+    /// What the memory was predicted to be, with a limit.
+    pub predicted: Option<u64>,
     /// Why they are run alone.
     pub alone: Option<String>,
     /// The output that was measured.
@@ -96,7 +103,18 @@ pub fn measure(
         lanes.push(setup::lane(plan.global, oracle, vs, counterparts(vs, &names)?)?);
     }
     let inputs = setup::inputs(plan.model)?;
-    let batching = batching(&mut lanes, plan.data, &inputs, plan.batch, Proof::Wanted)?;
+    let fit = match plan.ceiling {
+        None => None,
+        Some(ceiling) => {
+            let tasks: Vec<Task<'_>> =
+                [Some(plan.model), plan.vs].into_iter().flatten().map(Task::outputs).collect();
+            let at_once = setup::threads(plan.global);
+            let most = plan.batch.unwrap_or(setup::BATCH);
+            Some(ceiling.fit(&tasks, plan.files, plan.data, most, at_once, Copies::None)?)
+        }
+    };
+    let asked = Asked { size: plan.batch, most: fit.map_or(usize::MAX, |fit| fit.samples) };
+    let batching = batching(&mut lanes, plan.data, &inputs, asked, Proof::Wanted)?;
     let (batch, alone) = (batching.size(), batching.alone);
     let probes = match plan.train {
         None => Vec::new(),
@@ -161,7 +179,8 @@ pub fn measure(
     let measured = meters.into_iter().flatten().map(Meter::finish).collect::<Result<_, _>>()?;
     let outputs = names.into_iter().zip(&distances).filter(|(_, distance)| distance.elements() > 0);
     let outputs = outputs.map(|((_, name), distance)| fidelity(name, distance)).collect();
-    Ok(Outcome { samples, batch, alone, output, measured, outputs })
+    let predicted = fit.map(|fit| fit.predicted);
+    Ok(Outcome { samples, batch, predicted, alone, output, measured, outputs })
 }
 
 /// The other model's outputs, in the order of the first one's: by name, else by place.
@@ -223,9 +242,9 @@ pub fn interval(value: f64, interval: optix_data::Interval, scale: f64) -> Inter
 pub fn evaluate(
     global: &Global,
     oracle: &EngineOracle,
-    before: &Model,
-    after: &Model,
+    [before, after]: [&Model; 2],
     data: &Dataset,
+    (ceiling, files): (Option<Ceiling>, u64),
     cancel: &CancelToken,
     progress: &dyn Progress,
 ) -> anyhow::Result<(Evaluation, Outcome)> {
@@ -247,6 +266,8 @@ pub fn evaluate(
         data,
         train: None,
         batch: None,
+        ceiling,
+        files,
     };
     let outcome = measure(oracle, &plan, cancel, progress)?;
     let mut evaluation =

@@ -14,6 +14,7 @@ use optix_pipeline::lock::{
 use optix_pipeline::report::StepReport;
 
 use super::setup::{self, CalibrationData};
+use super::statistics::StatisticsFiles;
 use crate::screen;
 use optix::cli::{Global, Locking};
 
@@ -43,6 +44,7 @@ pub struct Made<'a> {
     pub external_data: bool,
     pub stop_after_patch: Option<u64>,
     pub calibration: Option<&'a CalibrationData>,
+    pub statistics: Option<&'a StatisticsFiles>,
 }
 
 /// The lock of a run.
@@ -56,6 +58,9 @@ pub fn make(global: &Global, made: &Made<'_>) -> anyhow::Result<Lock> {
             blake3: digest.blake3(),
         })
     });
+    let statistics = made.statistics.into_iter().flat_map(StatisticsFiles::used);
+    let statistics =
+        statistics.map(|(path, samples, content)| LockedData::of_statistics(path, samples, content));
     Ok(Lock {
         schema: SCHEMA.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -66,7 +71,7 @@ pub fn make(global: &Global, made: &Made<'_>) -> anyhow::Result<Lock> {
         external_data: made.external_data,
         limits: changed_limits(&setup::limits(global)?),
         stop_after_patch: made.stop_after_patch,
-        data: data.into_iter().collect(),
+        data: data.into_iter().chain(statistics).collect(),
         steps: made.steps.iter().map(LockedStep::from).collect(),
     })
 }

@@ -1,6 +1,7 @@
 //! One file a subcommand.
 
 mod apply;
+mod ceiling;
 mod compare;
 mod data;
 mod engines;
@@ -11,6 +12,7 @@ mod infer;
 mod inspect;
 mod latency;
 mod lock;
+mod memory;
 mod pairs;
 mod passes;
 mod precision;
@@ -20,6 +22,7 @@ mod quantize_auto;
 mod recipes;
 mod run;
 mod setup;
+mod signatures;
 mod statistics;
 mod targets;
 
@@ -114,6 +117,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             train,
             samples,
             together,
+            memory,
             require,
             report,
             json,
@@ -127,6 +131,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
                 train: train.as_deref(),
                 samples: *samples,
                 batch: together.batch.0,
+                ceiling: memory.max_memory.map(|size| ceiling::Ceiling { bytes: size.0 }),
                 require,
                 report,
                 json: *json,

@@ -1,9 +1,11 @@
-//! Which values of two models are meant to be the same: those of one name, and those computed the same way.
+//! Which values of two models are meant to be the same: those of one name, those computed the same way, and
+//! those at the same place of the same structure.
 
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::{HashMap, HashSet};
 
-use optix_ir::{AttributeValue, DType, Model, Node, Tensor, Use, ValueId};
+use optix_ir::{DType, Model, Node, Position, Use, ValueId};
+
+use super::signatures::{Likeness, is_transparent, output_quantizer, signatures};
 
 /// A value of the first model, its counterpart, and the name of the first.
 pub struct Pair {
@@ -12,37 +14,85 @@ pub struct Pair {
     pub name: String,
 }
 
+/// Ends of names that rewrites give to other forms of a value.
+const FORMS: &[&str] = &["_dequantized", "_DequantizeLinear_Output", "_quantized", "_QuantizeLinear_Output"];
+
 /// Pairs the values that the main graphs' nodes compute, in the first one's order, and counts those of the
-/// first without a counterpart.
+/// first without a counterpart. Where a counterpart is integers that stand for floats, `b` gets a node that
+/// dequantizes them.
 ///
-/// A value's counterpart has its name; else it is the one that is computed by the same operators from the
-/// same inputs and constants, whatever the names. Where the second model quantizes a value that the first
-/// does not, its counterpart is what comes out of the dequantizer: that is what the users of the value see.
-pub fn pairs(a: &Model, b: &Model) -> (Vec<Pair>, usize) {
-    let by_name: HashMap<&str, ValueId> = computed(b).map(|id| (b.value(id).name(), id)).collect();
-    let names: Vec<(ValueId, Option<ValueId>)> =
-        computed(a).map(|id| (id, by_name.get(a.value(id).name()).copied())).collect();
-    // Constants are hashed for it: only where names leave something open.
-    let signatures = names.iter().any(|(_, other)| other.is_none()).then(|| (signatures(a), unique(b)));
-    let mut missing = 0;
-    let mut pairs = Vec::new();
-    for (value, other) in names {
-        let same = || {
-            let (own, others) = signatures.as_ref()?;
-            others.get(own.get(&value)?).copied().flatten()
+/// A value's counterpart has its name, or that name with an end that says it is quantized or dequantized; else
+/// it is the one that is computed by the same operators from the same inputs and constants; else the one at
+/// its place in the same structure, quantizers, casts and the numbers of constants left aside. Where the
+/// second model quantizes a value that the first does not, its counterpart is what comes out of the
+/// dequantizer: that is what the users of the value see.
+pub fn pairs(a: &Model, b: &mut Model) -> (Vec<Pair>, usize) {
+    let found = counterparts(a, b);
+    let missing = found.iter().filter(|(_, other)| other.is_none()).count();
+    let pairs = found.into_iter().filter_map(|(value, other)| {
+        let other = match behind_quantizer(a, value) {
+            None => behind_quantizer(b, other?).or(other)?,
+            Some(_) => other?,
         };
-        match other.or_else(same) {
-            Some(other) => {
-                let other = match behind_quantizer(a, value) {
-                    None => behind_quantizer(b, other).unwrap_or(other),
-                    Some(_) => other,
-                };
-                pairs.push(Pair { a: value, b: other, name: a.value(value).name().to_owned() });
-            }
-            None => missing += 1,
+        let other = dequantized(a, value, b, other).unwrap_or(other);
+        Some(Pair { a: value, b: other, name: a.value(value).name().to_owned() })
+    });
+    let pairs = pairs.collect();
+    (pairs, missing)
+}
+
+/// The counterpart of each value that the first model computes.
+fn counterparts(a: &Model, b: &Model) -> Vec<(ValueId, Option<ValueId>)> {
+    let by_name: HashMap<&str, ValueId> = computed(b).map(|id| (b.value(id).name(), id)).collect();
+    let named = |name: &str| {
+        let forms = || FORMS.iter().find_map(|form| by_name.get(format!("{name}{form}").as_str()));
+        by_name.get(name).or_else(forms).copied()
+    };
+    let mut found: Vec<(ValueId, Option<ValueId>)> =
+        computed(a).map(|id| (id, named(a.value(id).name()))).collect();
+    // Constants are hashed for it: only where names leave something open.
+    for likeness in [Likeness::Exact, Likeness::Structure] {
+        if found.iter().all(|(_, other)| other.is_some()) {
+            break;
+        }
+        let (own, others) = (alike(a, likeness), alike(b, likeness));
+        let taken: HashSet<ValueId> = found.iter().filter_map(|(_, other)| *other).collect();
+        let places: HashMap<ValueId, (u64, usize)> = own
+            .iter()
+            .flat_map(|(&signature, values)| {
+                values.iter().enumerate().map(move |(place, &value)| (value, (signature, place)))
+            })
+            .collect();
+        for (value, other) in found.iter_mut().filter(|(_, other)| other.is_none()) {
+            let Some((signature, place)) = places.get(value) else { continue };
+            let (Some(values), Some(alike)) = (own.get(signature), others.get(signature)) else { continue };
+            // As many on both sides, in the same order: else it is a guess which of them it is. Of values
+            // computed the same way from the same constants only one is known to be meant.
+            let is_clear = match likeness {
+                Likeness::Exact => alike.len() == 1,
+                Likeness::Structure => alike.len() == values.len(),
+            };
+            *other = alike.get(if alike.len() == 1 { 0 } else { *place }).copied();
+            *other =
+                other.filter(|other| is_clear && !(likeness == Likeness::Structure && taken.contains(other)));
         }
     }
-    (pairs, missing)
+    found
+}
+
+/// The values that a model computes, by signature and in order; forms of other values left out where the
+/// structure looks through them.
+fn alike(model: &Model, likeness: Likeness) -> HashMap<u64, Vec<ValueId>> {
+    let own = signatures(model, likeness);
+    let mut found: HashMap<u64, Vec<ValueId>> = HashMap::new();
+    for value in computed(model) {
+        let producer = model.value(value).producer().map(|(id, _)| model.node(id));
+        let is_form = likeness == Likeness::Structure && producer.is_some_and(is_transparent);
+        if let Some(&signature) = own.get(&value).filter(|_| !is_form) {
+            found.entry(signature).or_default().push(value);
+        }
+    }
+    found
 }
 
 /// What the nodes of the main graph compute, in order.
@@ -59,72 +109,27 @@ fn behind_quantizer(model: &Model, value: ValueId) -> Option<ValueId> {
     only(only(value, "QuantizeLinear")?, "DequantizeLinear")
 }
 
-/// A model's values by what computes them; `None` where several are computed the same way.
-fn unique(model: &Model) -> HashMap<u64, Option<ValueId>> {
-    let mut found: HashMap<u64, Option<ValueId>> = HashMap::new();
-    let own = signatures(model);
-    for value in computed(model) {
-        if let Some(signature) = own.get(&value) {
-            found.entry(*signature).and_modify(|other| *other = None).or_insert(Some(value));
+/// Where `b` has integers for floats of `a`: the floats they stand for, which a new node of `b` computes.
+fn dequantized(a: &Model, value: ValueId, b: &mut Model, other: ValueId) -> Option<ValueId> {
+    let dtype = |model: &Model, value: ValueId| model.value(value).ty.as_ref().and_then(|ty| ty.dtype());
+    let is_float = dtype(a, value).is_none_or(DType::is_float);
+    let (id, _) = b.value(other).producer()?;
+    let node = b.node(id);
+    let [scale, zero_point] = output_quantizer(node)?;
+    let scale = node.input(scale)?;
+    if !is_float || dtype(b, other).is_some_and(DType::is_float) {
+        return None;
+    }
+    let inputs = vec![Some(other), Some(scale), node.input(zero_point)];
+    let mut new = Node::with_optional_inputs("DequantizeLinear", inputs);
+    // Integers of a quantizer along an axis are dequantized along it.
+    for attribute in b.node(id).attributes.iter().filter(|_| b.node(id).op_type == "QuantizeLinear") {
+        if matches!(attribute.name.as_str(), "axis" | "block_size") {
+            new.attributes.push(attribute.clone());
         }
     }
-    found
-}
-
-/// Of each value a number that depends on how it is computed, down to inputs (by place) and constants (by
-/// content). Nothing for values behind nodes with bodies.
-fn signatures(model: &Model) -> HashMap<ValueId, u64> {
-    let mut found: HashMap<ValueId, u64> = HashMap::new();
-    let hash = |what: &dyn Fn(&mut DefaultHasher)| {
-        let mut hasher = DefaultHasher::new();
-        what(&mut hasher);
-        hasher.finish()
-    };
-    for (index, info) in model.graph(model.main()).inputs().iter().enumerate() {
-        found.insert(info.value, hash(&|hasher| ("input", index).hash(hasher)));
-    }
-    for value in model.values() {
-        if let Some(tensor) = model.value(value).tensor() {
-            found.entry(value).or_insert_with(|| hash(&|hasher| of_tensor(tensor, hasher)));
-        }
-    }
-    for id in model.nodes_of(model.main()) {
-        let node = model.node(id);
-        let inputs: Option<Vec<Option<u64>>> = node
-            .inputs()
-            .iter()
-            .map(|input| match input {
-                None => Some(None),
-                Some(input) => found.get(input).map(|signature| Some(*signature)),
-            })
-            .collect();
-        let (Some(inputs), None) = (inputs, node.subgraphs().next()) else { continue };
-        for (slot, output) in node.outputs().iter().enumerate() {
-            let Some(output) = output else { continue };
-            let signature = hash(&|hasher| {
-                (node.domain(), &node.op_type, &inputs, slot).hash(hasher);
-                of_attributes(node, hasher);
-            });
-            found.insert(*output, signature);
-        }
-    }
-    found
-}
-
-fn of_tensor(tensor: &Tensor, hasher: &mut DefaultHasher) {
-    (tensor.dtype().onnx(), tensor.shape(), tensor.bytes().as_ref()).hash(hasher);
-}
-
-fn of_attributes(node: &Node, hasher: &mut DefaultHasher) {
-    let mut attributes: Vec<_> = node.attributes.iter().collect();
-    attributes.sort_by(|a, b| a.name.cmp(&b.name));
-    for attribute in attributes {
-        attribute.name.hash(hasher);
-        match &attribute.value {
-            AttributeValue::Tensor(stored) => of_tensor(&stored.tensor, hasher),
-            value => format!("{value:?}").hash(hasher),
-        }
-    }
+    let main = b.main();
+    Some(b.add_node(main, Position::After(id), new, "compared").1)
 }
 
 /// Whether values of these types can be compared number by number.

@@ -8,10 +8,12 @@ use optix_base::{OutFile, escape_for_terminal};
 use optix_data::Dataset;
 use optix_io::{ExternalData, Format, Loaded, SaveOptions};
 use optix_passes::PASSES;
-use optix_pipeline::report::{DataFacts, ModelFacts, Overlap, Report, SCHEMA};
+use optix_pipeline::check::OpsEvaluator;
+use optix_pipeline::report::{DataFacts, MemoryFacts, ModelFacts, Overlap, Report, SCHEMA};
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{Deployment, Layer, Override, Recipe, Requirements, Resources};
+use optix_pipeline::{Deployment, Layer, Override, Recipe, Requirements, Resources, StatisticsStore};
 
+use super::ceiling::{Ceiling, Copies, Task};
 use super::setup::{self, CalibrationData};
 use super::statistics::StatisticsFiles;
 use super::{evaluation, latency, lock, recipes, targets};
@@ -153,7 +155,7 @@ pub fn run_recipe(
     };
     check_has_graph(&loaded, &recipe, model_path)?;
     optix_io::check_target(&target, &save)?;
-    let calibration = match &recipe.data.calib {
+    let mut calibration = match &recipe.data.calib {
         None => None,
         Some(path) => {
             let dataset = setup::real_dataset(global, path, recipe.data.calib_samples)?;
@@ -205,6 +207,20 @@ pub fn run_recipe(
             true => setup::deployment(global, output.deploy.as_deref())?,
             false => None,
         };
+    let ceiling = data.memory.max_memory.map(|size| Ceiling { bytes: size.0 });
+    let files: u64 = loaded.sources.iter().map(|source| source.size()).sum();
+    let mut memory = MemoryFacts { limit: ceiling.map(|ceiling| ceiling.bytes), ..MemoryFacts::default() };
+    if let Some(calibration) = &mut calibration {
+        if let Some(ceiling) = ceiling {
+            let mut typed = loaded.model.clone();
+            optix_ir::infer::infer(&mut typed, &OpsEvaluator);
+            let tasks = [Task::everything(&typed)];
+            let fit = ceiling.fit(&tasks, files, &calibration.dataset, setup::BATCH, 1, Copies::Quantized)?;
+            calibration.batch = fit.samples;
+            memory.predicted = Some(fit.predicted);
+        }
+        memory.calibrated_together = Some(calibration.batch as u64);
+    }
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
     let cancel = setup::cancel_on_interrupt();
@@ -212,7 +228,7 @@ pub fn run_recipe(
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
-            statistics: statistics.as_mut().map(|statistics| &mut statistics.kept),
+            statistics: statistics.as_mut().map(|files| files as &mut dyn StatisticsStore),
             seed: recipe.seed,
             progress: &bars,
             deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),
@@ -248,11 +264,19 @@ pub fn run_recipe(
     let evaluation = match &evaluation_data {
         None => None,
         Some((_, dataset)) => {
-            let evaluated =
-                evaluation::evaluate(global, &oracle, &loaded.model, &model, dataset, &cancel, &bars);
+            let evaluated = evaluation::evaluate(
+                global,
+                &oracle,
+                [&loaded.model, &model],
+                dataset,
+                (ceiling, files),
+                &cancel,
+                &bars,
+            );
             bars.finish();
             let (evaluation, outcome) = evaluated?;
             setup::note_batch(global, &outcome.alone, outcome.batch);
+            memory.predicted = memory.predicted.max(outcome.predicted);
             Some(evaluation)
         }
     };
@@ -277,6 +301,7 @@ pub fn run_recipe(
                 external_data: output.external_data,
                 stop_after_patch: debugging.stop_after_patch,
                 calibration: calibration.as_ref(),
+                statistics: statistics.as_ref(),
             };
             let lock = lock::make(global, &made)?;
             Some((lock::prepare(&lock, path)?, lock))
@@ -313,6 +338,19 @@ pub fn run_recipe(
             samples: samples.copied().unwrap_or(0),
         });
     }
+    if let Some(statistics) = &statistics {
+        facts.data.extend(statistics.used().map(|(path, samples, _)| DataFacts {
+            role: "statistics".to_owned(),
+            path: path.to_owned(),
+            samples,
+        }));
+        if let Some(path) = statistics.made() {
+            let samples = facts.data.first().map_or(0, |data| data.samples);
+            let (role, path) = ("statistics made".to_owned(), path.display().to_string());
+            facts.data.push(DataFacts { role, path, samples });
+        }
+        statistics.note_unmade();
+    }
     if let (Some((path, _)), Some(evaluation)) = (&evaluation_data, &evaluation) {
         facts.data.push(DataFacts {
             role: "evaluation".to_owned(),
@@ -345,15 +383,23 @@ pub fn run_recipe(
         }
         _ => None,
     };
+    if let Some(peak) = super::memory::peak() {
+        memory.peak = peak;
+        if let Some(limit) = memory.limit.filter(|limit| peak > *limit) {
+            facts.warnings.push(format!(
+                "the process took {} at its peak, more than --max-memory {}",
+                report::format_bytes(peak),
+                report::format_bytes(limit)
+            ));
+        }
+        facts.memory = Some(memory);
+    }
     facts.requirements = evaluation::check(&recipe.require, &facts);
     facts.requirements.extend(latency::not_slower(&facts, output.allow_slower));
     // Not kept is never written: whatever stood there stays.
     if output.keep_failed || facts.requirements.iter().all(|requirement| requirement.met) {
         prepared.commit()?;
         locked.map_or(Ok(()), |(file, _)| file.commit())?;
-    }
-    if let Some(statistics) = statistics {
-        statistics.save()?;
     }
     facts.seconds = started.elapsed().as_secs_f64();
     finish(global, output, &facts)

@@ -24,6 +24,14 @@ pub fn limits(global: &Global) -> anyhow::Result<Limits> {
     Limits::default().parse(&global.limits).context("--limits")
 }
 
+/// Threads that an engine may use.
+pub fn threads(global: &Global) -> u64 {
+    match global.threads {
+        0 => std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64),
+        threads => threads as u64,
+    }
+}
+
 /// Loads a model.
 pub fn load(global: &Global, path: &Path) -> anyhow::Result<Loaded> {
     let options = LoadOptions { map: !global.no_mmap, limits: limits(global)? };
@@ -229,6 +237,8 @@ pub struct CalibrationData {
     pub dataset: Dataset,
     /// The path as given.
     pub path: String,
+    /// Samples run together.
+    pub batch: usize,
     /// The samples of the longest pass over them so far.
     read: RefCell<Digest>,
 }
@@ -236,7 +246,7 @@ pub struct CalibrationData {
 impl CalibrationData {
     /// Data that nobody has read yet.
     pub fn new(dataset: Dataset, path: String) -> CalibrationData {
-        CalibrationData { dataset, path, read: RefCell::default() }
+        CalibrationData { dataset, path, batch: BATCH, read: RefCell::default() }
     }
 
     /// The samples that were read; none when no pass asked for data.
@@ -250,13 +260,17 @@ impl Calibration for CalibrationData {
         self.path.clone()
     }
 
+    fn samples(&self) -> Option<u64> {
+        self.dataset.len()
+    }
+
     fn batches<'a>(
         &'a self,
         model: &Model,
     ) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>, DataError> {
         let specs = inputs(model).map_err(|error| DataError::Metric(error.to_string()))?;
         let mut digest = Digest::default();
-        let batches = self.dataset.bind(&specs, BATCH)?.batches()?;
+        let batches = self.dataset.bind(&specs, self.batch)?.batches()?;
         Ok(Box::new(batches.inspect(move |batch| {
             if let Ok(batch) = batch {
                 digest.add(batch);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use optix_base::{OutFile, escape_for_terminal};
-use optix_pipeline::KeptStatistics;
+use optix_pipeline::StatisticsStore;
 
 use crate::screen;
 
@@ -14,16 +14,17 @@ const MOST: u64 = 1 << 28;
 
 /// The files of `--stats`: all of them are there and are used, or the only one is not and is made.
 pub struct StatisticsFiles {
-    /// What passes get.
-    pub kept: KeptStatistics,
+    /// What is there: names and contents.
+    given: Vec<(String, Vec<u8>)>,
     /// The file to make.
     pub make: Option<PathBuf>,
+    is_made: bool,
 }
 
 impl StatisticsFiles {
     /// Reads the files that are there; `None` when none are named.
     pub fn open(paths: &[PathBuf]) -> anyhow::Result<Option<StatisticsFiles>> {
-        let mut kept = KeptStatistics::default();
+        let mut given = Vec::new();
         for path in paths {
             let name = escape_for_terminal(&path.to_string_lossy()).into_owned();
             let metadata = match std::fs::metadata(path) {
@@ -34,7 +35,7 @@ impl StatisticsFiles {
                             "--stats {name}: there is no such file; one alone is made, several are put together"
                         );
                     }
-                    return Ok(Some(StatisticsFiles { kept, make: Some(path.clone()) }));
+                    return Ok(Some(StatisticsFiles { given, make: Some(path.clone()), is_made: false }));
                 }
                 Err(error) => {
                     return Err(error).with_context(|| format!("--stats {name}: it cannot be read"));
@@ -51,22 +52,44 @@ impl StatisticsFiles {
             std::fs::File::open(path)
                 .and_then(|file| file.take(MOST).read_to_end(&mut bytes))
                 .with_context(|| format!("--stats {name}: it cannot be read"))?;
-            kept.given.push((name, bytes.into()));
+            given.push((name, bytes));
         }
-        Ok((!paths.is_empty()).then_some(StatisticsFiles { kept, make: None }))
+        Ok((!paths.is_empty()).then_some(StatisticsFiles { given, make: None, is_made: false }))
     }
 
-    /// Writes what the run gathered, where that was asked for.
-    pub fn save(self) -> anyhow::Result<()> {
-        let Some(path) = self.make else { return Ok(()) };
-        match self.kept.made {
-            Some(bytes) => write(&path, &bytes),
-            None => {
-                let name = escape_for_terminal(&path.to_string_lossy()).into_owned();
-                screen::note(&format!("note: no step gathered statistics, so {name} is not made"));
-                Ok(())
-            }
+    /// The files that took the place of data: name, samples and content.
+    pub fn used(&self) -> impl Iterator<Item = (&str, u64, &[u8])> {
+        self.given.iter().map(|(name, bytes)| {
+            let samples = optix_passes::quantize::samples_in_statistics(bytes).unwrap_or(0);
+            (name.as_str(), samples, bytes.as_slice())
+        })
+    }
+
+    /// The file that was made.
+    pub fn made(&self) -> Option<&Path> {
+        self.make.as_deref().filter(|_| self.is_made)
+    }
+
+    /// Says so where a file was to be made and no step had something to keep.
+    pub fn note_unmade(&self) {
+        if let Some(path) = self.make.as_ref().filter(|_| !self.is_made) {
+            let name = escape_for_terminal(&path.to_string_lossy()).into_owned();
+            screen::note(&format!("note: no step gathered statistics, so {name} is not made"));
         }
+    }
+}
+
+impl StatisticsStore for StatisticsFiles {
+    fn given(&self) -> &[(String, Vec<u8>)] {
+        &self.given
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), String> {
+        if let Some(path) = &self.make {
+            write(path, bytes).map_err(|error| format!("{error:#}"))?;
+            self.is_made = true;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use optix_pipeline::Layer;
 use optix_pipeline::report::{
-    Accuracy, Interval, KernelFacts, LatencyFacts, OutputFidelity, Report, Requirement,
+    Accuracy, Interval, KernelFacts, LatencyFacts, MemoryFacts, OutputFidelity, Report, Requirement,
 };
 
 /// Bytes with three figures: `166 KB`, `1.25 GB`. Powers of 1,000.
@@ -112,6 +112,21 @@ pub fn latency(latency: &LatencyFacts) -> String {
     )
 }
 
+/// Memory of the process.
+pub fn memory(memory: &MemoryFacts) -> String {
+    let mut text = format!("{} at the peak", bytes(memory.peak));
+    if let Some(predicted) = memory.predicted {
+        text.push_str(&format!(", predicted {}", bytes(predicted)));
+    }
+    if let Some(limit) = memory.limit {
+        text.push_str(&format!(", at most {} allowed", bytes(limit)));
+    }
+    if let Some(together) = memory.calibrated_together {
+        text.push_str(&format!("; {together} samples calibrated on at a time"));
+    }
+    text
+}
+
 /// What the engine made of the written model.
 pub fn kernels(kernels: &KernelFacts) -> String {
     format!(
@@ -129,6 +144,56 @@ pub fn kernel_time(layer: &Layer) -> String {
     match (layer.micros_before, layer.micros_after) {
         (None, None) => "-".to_owned(),
         (before, after) => format!("{} -> {}", one(before), one(after)),
+    }
+}
+
+/// A layer's share of the error at the model's outputs, or a dash.
+pub fn share(layer: &Layer) -> String {
+    layer.error_share.map_or_else(|| "-".to_owned(), |share| format!("{:.1}%", share * 100.0))
+}
+
+/// Signal-to-noise ratio at a layer's output when it alone is quantized.
+pub fn alone_decibels(layer: &Layer) -> Option<f64> {
+    layer.error.filter(|error| error.whole > 0.0).map(|error| optix_data::decibels(error.whole))
+}
+
+/// A divergence in nats, or a dash.
+pub fn divergence(value: Option<f64>) -> String {
+    match value {
+        None => "-".to_owned(),
+        Some(0.0) => "0".to_owned(),
+        Some(value) if value < 1e-3 => format!("{value:.0e}"),
+        Some(value) => figures_small(value),
+    }
+}
+
+fn figures_small(value: f64) -> String {
+    if value < 0.1 { format!("{value:.4}") } else { format!("{value:.2}") }
+}
+
+/// The sources of a layer's error with their parts of the sum of all, 0 to 1; nothing where there is none.
+pub fn error_parts(layer: &Layer) -> Vec<(&'static str, f64)> {
+    let parts = layer.error.map(|error| error.parts().to_vec()).unwrap_or_default();
+    let sum: f64 = parts.iter().map(|(_, part)| part).sum();
+    if sum > 0.0 { parts.into_iter().map(|(name, part)| (name, part / sum)).collect() } else { Vec::new() }
+}
+
+/// Where the error of a layer comes from: the sources that matter, the greatest first.
+pub fn error_from(layer: &Layer) -> String {
+    let mut parts = error_parts(layer);
+    parts.retain(|(_, part)| *part >= 0.1);
+    parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let texts = parts.iter().map(|(name, part)| format!("{name} {:.0}%", part * 100.0));
+    if parts.is_empty() { "-".to_owned() } else { texts.collect::<Vec<_>>().join(", ") }
+}
+
+/// How bad a layer is, the greater the worse: its share of the error where any layer has one, else by the
+/// signal-to-noise ratio at its output or of its weights.
+pub fn badness(layers: &[&Layer]) -> impl Fn(&Layer) -> f64 + use<> {
+    let has_shares = layers.iter().any(|layer| layer.error_share.is_some());
+    move |layer| match has_shares {
+        true => layer.error_share.unwrap_or(-1.0),
+        false => -layer.output_sqnr_db.or(layer.weight_sqnr_db).unwrap_or(f64::INFINITY),
     }
 }
 

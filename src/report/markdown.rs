@@ -71,6 +71,9 @@ pub fn markdown(report: &Report) -> String {
     for data in &report.data {
         line(format!("- {}: {} samples of {}", data.role, data.samples, cell(&data.path)));
     }
+    if let Some(memory) = &report.memory {
+        line(format!("- memory: {}", format::memory(memory)));
+    }
     line(format!("- engine: {}; optix {}; seed {}", cell(&report.engine), report.version, report.seed));
     for requirement in &report.requirements {
         line(format!("- require {}", cell(&format::requirement(requirement))));
@@ -96,17 +99,22 @@ pub fn markdown(report: &Report) -> String {
     }
     for step in report.steps.iter().filter(|step| !step.changes.layers.is_empty()) {
         line(format!("\n## Layers of {}\n", cell(&step.id)));
-        line("| node | op | now | before | after | weights dB | output dB | kernel | why |\n|---|---|---|---|---|---|---|---|---|".to_owned());
+        line("| node | op | now | scheme | before | after | weights dB | output dB | KL | share | alone dB | error from | kernel | why |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|".to_owned());
         for layer in &step.changes.layers {
             line(format!(
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 cell(&layer.node),
                 cell(&layer.op),
                 cell(&layer.action),
+                cell(layer.scheme.as_deref().unwrap_or("-")),
                 format::bytes(layer.bytes_before),
                 format::bytes(layer.bytes_after),
                 format::decibels(layer.weight_sqnr_db),
                 format::decibels(layer.output_sqnr_db),
+                format::divergence(layer.output_kl),
+                format::share(layer),
+                format::decibels(format::alone_decibels(layer)),
+                format::error_from(layer),
                 format::kernel_time(layer),
                 cell(layer.reason.as_deref().unwrap_or_default())
             ));

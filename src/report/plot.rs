@@ -1,4 +1,4 @@
-//! Plots as inline SVG, drawn by hand: a page needs no script and no network.
+//! Plots as inline SVG, drawn by hand: they need no script and no network.
 
 use std::fmt::Write;
 
@@ -47,12 +47,7 @@ pub fn bars(title: &str, rows: &[Bar]) -> String {
         let y = index * ROW + 24;
         let length = row.value.map_or(0.0, |value| value.max(0.0) / greatest * WIDTH as f64);
         let class = if row.bad { "bar bad" } else { "bar" };
-        let short: String = if row.label.chars().count() > 42 {
-            let tail: Vec<char> = row.label.chars().rev().take(40).collect();
-            format!("…{}", tail.into_iter().rev().collect::<String>())
-        } else {
-            row.label.clone()
-        };
+        let short = shortened(&row.label);
         // Writing to a string cannot fail.
         let _ = write!(
             svg,
@@ -69,6 +64,82 @@ pub fn bars(title: &str, rows: &[Bar]) -> String {
     }
     svg.push_str("</svg>");
     svg
+}
+
+/// One row of a chart of stacked bars.
+pub struct Stack {
+    /// Left of the bar.
+    pub label: String,
+    /// Lengths of its parts, in the order of the legend.
+    pub parts: Vec<f64>,
+    /// Right of the bar.
+    pub note: String,
+}
+
+/// Horizontal bars from zero, each of parts that a legend names. At most four kinds of parts have colours.
+pub fn stacked(title: &str, legend: &[&str], rows: &[Stack]) -> String {
+    const ROW: usize = 18;
+    const TOP: usize = 44;
+    const LEFT: f64 = 300.0;
+    const WIDTH: f64 = 420.0;
+    let total = |row: &Stack| row.parts.iter().map(|part| part.max(0.0)).sum::<f64>();
+    let greatest = rows.iter().map(total).fold(0.0f64, f64::max).max(f64::MIN_POSITIVE);
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{title}\"><text x=\"0\" y=\"14\" class=\"title\">{title}</text>",
+        LEFT + WIDTH + 120.0,
+        rows.len() * ROW + TOP + 6,
+        title = escape(title)
+    );
+    for (index, name) in legend.iter().enumerate() {
+        let x = LEFT + 105.0 * index as f64;
+        let _ = write!(
+            svg,
+            "<rect x=\"{x}\" y=\"24\" width=\"11\" height=\"11\" class=\"part{index}\"/><text x=\"{}\" y=\"34\">{}</text>",
+            x + 16.0,
+            escape(name)
+        );
+    }
+    for (index, row) in rows.iter().enumerate() {
+        let y = index * ROW + TOP;
+        let _ = write!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" class=\"label\">{}<title>{}</title></text>",
+            LEFT - 8.0,
+            y + 12,
+            escape(&shortened(&row.label)),
+            escape(&row.label)
+        );
+        let mut x = LEFT;
+        for (part, length) in row.parts.iter().enumerate() {
+            let width = length.max(0.0) / greatest * WIDTH;
+            let name = legend.get(part).copied().unwrap_or_default();
+            let _ = write!(
+                svg,
+                "<rect x=\"{x:.1}\" y=\"{y}\" width=\"{width:.1}\" height=\"{}\" class=\"part{part}\"><title>{}</title></rect>",
+                ROW - 4,
+                escape(name)
+            );
+            x += width;
+        }
+        let _ = write!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{}\" class=\"note\">{}</text>",
+            x + 6.0,
+            y + 12,
+            escape(&row.note)
+        );
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+/// The end of a long label, where names differ.
+fn shortened(label: &str) -> String {
+    if label.chars().count() <= 42 {
+        return label.to_owned();
+    }
+    let tail: Vec<char> = label.chars().rev().take(40).collect();
+    format!("…{}", tail.into_iter().rev().collect::<String>())
 }
 
 /// A dot in a plot with two logarithmic axes.
@@ -186,6 +257,20 @@ fn power_of_ten(power: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_bars_lie_side_by_side_and_names_are_escaped() {
+        let rows = [
+            Stack { label: "<a>".into(), parts: vec![1.0, 3.0], note: "4".into() },
+            Stack { label: "b".repeat(60), parts: vec![f64::NAN, 2.0], note: "&".into() },
+        ];
+        let svg = stacked("t", &["x", "<y>"], &rows);
+        assert!(svg.contains("&lt;a&gt;") && svg.contains("&lt;y&gt;") && !svg.contains("<a>"), "{svg}");
+        // The longest bar takes the whole width; its second part starts where the first ends.
+        assert!(svg.contains("x=\"300.0\" y=\"44\" width=\"105.0\""), "{svg}");
+        assert!(svg.contains("x=\"405.0\" y=\"44\" width=\"315.0\""), "{svg}");
+        assert!(!svg.contains("NaN"), "{svg}");
+    }
 
     #[test]
     fn dots_lie_in_the_picture_and_names_are_escaped() {

@@ -56,6 +56,9 @@ pub fn terminal(report: &Report, all: bool) -> String {
     for data in &report.data {
         line(&format!("data      {}: {} samples of {}", data.role, data.samples, shown(&data.path)));
     }
+    if let Some(memory) = report.memory.as_ref().filter(|memory| all || memory.limit.is_some()) {
+        line(&format!("memory    {}", format::memory(memory)));
+    }
     line(&format!("engine    {}; {} in all", report.engine, format::seconds(report.seconds)));
     for requirement in &report.requirements {
         line(&format!("require   {}", format::requirement(requirement)));
@@ -124,33 +127,44 @@ fn layers(layers: &[Layer], all: bool) -> (String, usize) {
     let mut rows: Vec<&Layer> = layers.iter().collect();
     let hidden = if all { 0 } else { rows.len().saturating_sub(SHOWN) };
     if hidden > 0 {
-        let badness = |layer: &&Layer| layer.output_sqnr_db.or(layer.weight_sqnr_db).unwrap_or(f64::INFINITY);
-        rows.sort_by(|a, b| badness(a).total_cmp(&badness(b)));
+        let badness = format::badness(&rows);
+        rows.sort_by(|a, b| badness(b).total_cmp(&badness(a)));
         rows.truncate(SHOWN);
     }
-    let mut table = table(&["node", "op", "now", "bytes", "weights dB", "output dB", "kernel", "why"]);
+    let has_shares = rows.iter().any(|layer| layer.error_share.is_some() || layer.error.is_some());
+    let mut header = vec!["node", "op", "now", "bytes", "weights dB", "output dB"];
+    if has_shares {
+        header.extend(["KL", "share", "error from"]);
+    }
+    header.extend(["kernel", "why"]);
+    let mut table = table(&header);
     for layer in rows {
         let bytes = if layer.bytes_before == 0 {
             "-".to_owned()
         } else {
             format!("{} -> {}", format::bytes(layer.bytes_before), format::bytes(layer.bytes_after))
         };
-        table.add_row([
+        let mut row = vec![
             escape_for_terminal(&layer.node).into_owned(),
             escape_for_terminal(&layer.op).into_owned(),
             layer.action.clone(),
             bytes,
             format::decibels(layer.weight_sqnr_db),
             format::decibels(layer.output_sqnr_db),
-            format::kernel_time(layer),
-            layer
-                .reason
-                .as_deref()
-                .map(|reason| escape_for_terminal(reason).into_owned())
-                .unwrap_or_default(),
-        ]);
+        ];
+        if has_shares {
+            row.extend([
+                format::divergence(layer.output_kl),
+                format::share(layer),
+                format::error_from(layer),
+            ]);
+        }
+        row.push(format::kernel_time(layer));
+        let reason = layer.reason.as_deref().map(|reason| escape_for_terminal(reason).into_owned());
+        row.push(reason.unwrap_or_default());
+        table.add_row(row);
     }
-    for column in [4, 5] {
+    for column in if has_shares { 4..8 } else { 4..6 } {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

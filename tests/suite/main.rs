@@ -12,6 +12,7 @@ mod examples;
 mod generated;
 mod hostile;
 mod lab;
+mod ledger;
 mod models;
 mod mutations;
 mod numbers;

@@ -28,6 +28,7 @@ mod mismatch;
 mod npz;
 mod overlap;
 mod short;
+mod signal_noise;
 mod source;
 mod spec;
 mod statistics;
@@ -44,6 +45,7 @@ pub use measure::{Better, Change, Measured, Meter, Metric, Needs, Probe, ProbeFi
 pub use metrics::{Accuracy, Agreement, Distance, correct, top_classes};
 pub use npz::{NpzWriter, Packing, Rows};
 pub use overlap::{OverlapReport, overlap};
+pub use signal_noise::{SignalNoise, decibels, noise_at};
 pub use source::{Classes, Columns, Kind, SourceOptions};
 pub use spec::{DataSpec, InputSteps, MAX_SPEC_BYTES};
 pub use statistics::{AccuracyChange, Interval, Mean, PairedCounts, Verdict, judge_share, wilson};

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use optix_ir::{DType, Tensor};
 
 use crate::error::DataError;
+use crate::signal_noise::decibels;
 
 fn fail<T>(what: String) -> Result<T, DataError> {
     Err(DataError::Metric(what))
@@ -259,7 +260,7 @@ impl Distance {
         } else if self.reference_squares == 0.0 {
             None
         } else {
-            Some(10.0 * (self.reference_squares / self.error_squares).log10())
+            Some(decibels(self.error_squares / self.reference_squares))
         }
     }
 

@@ -41,6 +41,47 @@ pub struct Skip {
     pub reason: String,
 }
 
+/// Error at a layer's output when it alone is quantized and reads what it reads in the float model.
+///
+/// Energies of errors over the energy of the float output: 0.01 is 20 dB. With the error
+/// `e = quantized - float`, its mean in channel `c` over samples and positions `m(c)`, and the number of
+/// elements of a channel `n(c)`:
+///
+/// - `bias_shift` is the energy of the means, `sum of n(c) m(c)^2`, less what means of so few elements have by
+///   chance;
+/// - the other parts are energies of the errors that single sources make alone, each with its own channel
+///   means taken off: quantized weights and bias; inputs that lie within the quantizer's range, rounded;
+///   inputs beyond that range, clipped to its ends. Output quantizers that no other layer reads through
+///   count as the layer's own.
+///
+/// A mean and what is left of an error are orthogonal, and energies of independent errors add up: so the four
+/// parts sum to `whole` but for what the sources have in common and products of two errors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ErrorSplit {
+    /// All sources together.
+    pub whole: f64,
+    /// Weights and bias as integers, activations float.
+    pub weight_rounding: f64,
+    /// Activations within the range, rounded, weights float.
+    pub activation_rounding: f64,
+    /// Activations beyond the range, cut off, weights float.
+    pub clipping: f64,
+    /// The mean error of each channel.
+    pub bias_shift: f64,
+}
+
+impl ErrorSplit {
+    /// The four parts with their names, in the order of the fields.
+    pub fn parts(&self) -> [(&'static str, f64); 4] {
+        [
+            ("weights", self.weight_rounding),
+            ("rounding", self.activation_rounding),
+            ("clipping", self.clipping),
+            ("shift", self.bias_shift),
+        ]
+    }
+}
+
 /// What became of one node: a row of the layer ledger.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Layer {
@@ -50,6 +91,15 @@ pub struct Layer {
     pub op: String,
     /// What was done: `int8`, `int8 (dynamic)`, `float`, ...
     pub action: String,
+    /// Bits of a weight, where they were made fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_bits: Option<u32>,
+    /// Bits of an element of its activations, where they were made fewer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activation_bits: Option<u32>,
+    /// How numbers stand for reals: types, symmetric or not, and what has a scale of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheme: Option<String>,
     /// Why, where it was left alone or treated in a special way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -68,6 +118,16 @@ pub struct Layer {
     /// data, errors of all layers before included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output_sqnr_db: Option<f64>,
+    /// Kullback-Leibler divergence in nats between histograms of the output in the float and in the new model,
+    /// on the same data: 0 when values are distributed alike, whichever of them they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_kl: Option<f64>,
+    /// Its share of the error at the model's outputs, 0 to 1; those of a step's layers sum to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_share: Option<f64>,
+    /// Where the error at its output comes from when it alone is quantized.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorSplit>,
     /// Median microseconds of its kernel in the original model, on the engine the model is meant for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micros_before: Option<f64>,

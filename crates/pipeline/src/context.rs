@@ -1,6 +1,5 @@
 //! A pass's only way out: data, engine, randomness, and the record of what it did.
 
-use bytes::Bytes;
 use optix_base::Limits;
 use optix_data::{Batch, DataError};
 use optix_ir::patch::{Applied, Patch};
@@ -13,13 +12,18 @@ use serde::de::DeserializeOwned;
 use crate::changes::{Changes, Layer, Skip};
 use crate::decisions::{DecisionError, Decisions};
 use crate::deployment::Deployment;
-use crate::oracle::{NoOracle, Oracle, OracleError, Visitor};
+use crate::oracle::{Batches, NoOracle, Oracle, OracleError, Visitor};
 use crate::pass::PassError;
 
 /// Opens the calibration data from the start, bound to a model's inputs.
 pub trait Calibration {
     /// What it is, for reports: the path as given.
     fn describe(&self) -> String;
+
+    /// How many samples there are, where that is known without reading them.
+    fn samples(&self) -> Option<u64> {
+        None
+    }
 
     /// A fresh stream of batches for the inputs of `model`.
     ///
@@ -46,12 +50,15 @@ impl Progress for NoProgress {
 }
 
 /// Calibration statistics kept from one run to the next, as the passes that make them write them.
-#[derive(Clone, Debug, Default)]
-pub struct KeptStatistics {
+pub trait StatisticsStore {
     /// Files of earlier runs, each with its name, to be used instead of the data.
-    pub given: Vec<(String, Bytes)>,
-    /// What this run gathered, to be kept.
-    pub made: Option<Vec<u8>>,
+    fn given(&self) -> &[(String, Vec<u8>)];
+
+    /// Keeps what this run gathered, at once: whatever fails later, it is not lost.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), String>;
 }
 
 /// What a run lends to its passes.
@@ -61,7 +68,7 @@ pub struct Resources<'a> {
     /// Calibration data, when the user gave some.
     pub calibration: Option<&'a dyn Calibration>,
     /// Calibration statistics, when the user wants them kept or used again.
-    pub statistics: Option<&'a mut KeptStatistics>,
+    pub statistics: Option<&'a mut dyn StatisticsStore>,
     /// Seed of everything random.
     pub seed: u64,
     /// Where progress goes.
@@ -76,7 +83,7 @@ pub struct Resources<'a> {
 pub struct Cx<'a> {
     oracle: &'a mut dyn Oracle,
     calibration: Option<&'a dyn Calibration>,
-    statistics: Option<&'a mut KeptStatistics>,
+    statistics: Option<&'a mut dyn StatisticsStore>,
     seed: u64,
     progress: &'a dyn Progress,
     deployment: Option<&'a mut dyn Deployment>,
@@ -99,7 +106,10 @@ impl<'a> Cx<'a> {
         Cx {
             oracle: &mut *resources.oracle,
             calibration: resources.calibration,
-            statistics: resources.statistics.as_deref_mut(),
+            statistics: resources
+                .statistics
+                .as_deref_mut()
+                .map(|statistics| statistics as &mut dyn StatisticsStore),
             seed: resources.seed,
             progress: resources.progress,
             deployment: resources
@@ -248,11 +258,49 @@ impl<'a> Cx<'a> {
         wanted: &[ValueId],
         visit: Visitor<'_>,
     ) -> Result<u64, PassError> {
-        let (oracle, data) = self.calibration()?;
+        let (_, data) = self.calibration()?;
         let mut batches = data.batches(model).map_err(OracleError::from)?;
-        match oracle.observe(model, wanted, &mut *batches, visit)? {
+        match self.observe_batches(
+            "running over the calibration data",
+            data.samples().unwrap_or(0),
+            model,
+            wanted,
+            &mut *batches,
+            visit,
+        )? {
             0 => Err(PassError::Options("the calibration data hold no samples".to_owned())),
             samples => Ok(samples),
+        }
+    }
+
+    /// Runs a model over some batches and shows `visit` every wanted value; says how far it is with `what`, of
+    /// `total` samples (0: unknown), and ends between two batches when the user interrupts. Returns the number
+    /// of samples.
+    ///
+    /// # Errors
+    /// As [`Oracle::observe`]; [`PassError::Interrupted`]; when a lock is applied.
+    pub fn observe_batches(
+        &mut self,
+        what: &str,
+        total: u64,
+        model: &Model,
+        wanted: &[ValueId],
+        batches: Batches<'_>,
+        visit: Visitor<'_>,
+    ) -> Result<u64, PassError> {
+        if self.is_replaying() {
+            return Err(OracleError::Replaying.into());
+        }
+        let (progress, cancel) = (self.progress, self.cancel);
+        let mut done = 0u64;
+        let mut watched = batches.take_while(|_| !cancel.is_cancelled()).inspect(|batch| {
+            progress.tick(what, done, total);
+            done = done.saturating_add(batch.as_ref().map_or(0, |batch| batch.count as u64));
+        });
+        let samples = self.oracle.observe(model, wanted, &mut watched, visit);
+        match samples {
+            _ if cancel.is_cancelled() => Err(PassError::Interrupted),
+            samples => Ok(samples?),
         }
     }
 
@@ -262,8 +310,11 @@ impl<'a> Cx<'a> {
     }
 
     /// Calibration statistics of earlier runs and of this one, when the user wants them kept or used again.
-    pub fn statistics(&mut self) -> Option<&mut KeptStatistics> {
-        self.statistics.as_deref_mut()
+    pub fn statistics(&mut self) -> Option<&mut dyn StatisticsStore> {
+        match &mut self.statistics {
+            Some(statistics) => Some(&mut **statistics),
+            None => None,
+        }
     }
 
     /// The limits of the run, for a budget.

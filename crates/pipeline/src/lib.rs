@@ -21,10 +21,12 @@ pub mod report;
 pub mod runner;
 mod schema;
 
-pub use optix_data::{Batch, Bound, DataError, Dataset, Difference, InputSpec, Ratio};
+pub use optix_data::{
+    Batch, Bound, DataError, Dataset, Difference, Distance, InputSpec, Ratio, SignalNoise, decibels, noise_at,
+};
 
-pub use changes::{Changes, Layer, Skip};
-pub use context::{Calibration, Cx, KeptStatistics, NoProgress, Progress, Resources};
+pub use changes::{Changes, ErrorSplit, Layer, Skip};
+pub use context::{Calibration, Cx, NoProgress, Progress, Resources, StatisticsStore};
 pub use decisions::{DecisionError, Decisions};
 pub use deployment::{Deployment, KernelTime};
 pub use fingerprint::fingerprint;

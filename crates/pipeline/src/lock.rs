@@ -78,15 +78,23 @@ pub struct LockedFile {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LockedData {
-    /// `calibration`.
+    /// `calibration`, or `statistics` for a file of calibration statistics that was used instead.
     pub role: String,
     /// Path as given.
     pub path: String,
     /// Samples read.
     pub samples: u64,
     /// BLAKE3 of the hashes of these samples, one behind the other, in the order they were read. A sample's hash
-    /// is that of its content before any preprocessing.
+    /// is that of its content before any preprocessing. Of statistics, that of the file.
     pub blake3: String,
+}
+
+impl LockedData {
+    /// A file of calibration statistics.
+    pub fn of_statistics(path: &str, samples: u64, content: &[u8]) -> LockedData {
+        let blake3 = blake3::hash(content).to_hex().to_string();
+        LockedData { role: "statistics".to_owned(), path: path.to_owned(), samples, blake3 }
+    }
 }
 
 /// What one step decided and did.

@@ -30,6 +30,11 @@ pub trait Pass: Debug + Send + Sync {
         true
     }
 
+    /// Whether kept calibration statistics do for it where there are no data.
+    fn reads_statistics(&self) -> bool {
+        false
+    }
+
     /// Transforms the model. What it did, and what it left alone and why, goes to `cx`.
     ///
     /// # Errors

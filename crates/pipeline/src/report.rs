@@ -45,6 +45,9 @@ pub struct Report {
     /// The two models' time on the engine the model is meant for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencyFacts>,
+    /// Memory of the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryFacts>,
     /// Thresholds and whether they were met.
     pub requirements: Vec<Requirement>,
     /// What else the user should know.
@@ -95,12 +98,29 @@ pub struct StepReport {
 /// A data set that was read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DataFacts {
-    /// `calibration` or `evaluation`.
+    /// `calibration` or `evaluation`; `statistics` for kept calibration statistics that were used instead of
+    /// data, `statistics made` for those that were kept.
     pub role: String,
     /// Path as given.
     pub path: String,
     /// Samples read.
     pub samples: u64,
+}
+
+/// Memory of the process in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryFacts {
+    /// Most that was resident at a time, pages of mapped files included.
+    pub peak: u64,
+    /// The limit that was given (`--max-memory`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+    /// What the peak was predicted to be, with a limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted: Option<u64>,
+    /// Samples calibrated on at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibrated_together: Option<u64>,
 }
 
 /// Samples two data sets share.

@@ -177,9 +177,16 @@ pub fn run(
 
 fn check_requires(step: &Step, resources: &Resources<'_>, options: &RunOptions) -> Result<(), String> {
     let has_decisions = options.replay.is_some();
-    let has_statistics = resources.statistics.as_ref().is_some_and(|kept| !kept.given.is_empty());
-    let has_data = resources.calibration.is_some() || has_statistics || has_decisions;
+    let has_statistics = resources.statistics.as_ref().is_some_and(|kept| !kept.given().is_empty());
+    let has_data =
+        resources.calibration.is_some() || has_decisions || (has_statistics && step.pass.reads_statistics());
     if step.pass.requires().calibration && !has_data {
+        if has_statistics {
+            return Err(format!(
+                "pass `{}` looks at calibration data themselves, statistics of them do not do: give `--calib PATH` too",
+                step.spec.name
+            ));
+        }
         return Err(format!(
             "pass `{}` needs calibration data: give `--calib PATH` or `[data] calib` in the recipe",
             step.spec.name

@@ -62,6 +62,21 @@ impl Batching {
     }
 }
 
+/// How many samples the caller wants together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// So many; by rule without it.
+    pub size: Option<usize>,
+    /// No more than this in any case.
+    pub most: usize,
+}
+
+impl From<Option<usize>> for Asked {
+    fn from(size: Option<usize>) -> Asked {
+        Asked { size, most: usize::MAX }
+    }
+}
+
 /// Decides how many samples the lanes run together: `asked`, or by the size of the models' values. The
 /// first batch is then run as a whole and its first two samples and its last one alone; where that makes a
 /// difference, all samples are run alone.
@@ -72,15 +87,16 @@ pub fn batching(
     lanes: &mut [Lane<'_>],
     dataset: &Dataset,
     inputs: &[InputSpec],
-    asked: Option<usize>,
+    asked: impl Into<Asked>,
     proof: Proof,
 ) -> Result<Batching, OracleError> {
+    let asked = asked.into();
     let single = dataset.bind(inputs, 1)?;
     if !single.is_batched() || single.batch_size() > 1 {
         return Ok(Batching::plain(single));
     }
     let Some(sample) = single.batches()?.next().transpose()? else { return Ok(Batching::plain(single)) };
-    let size = match asked {
+    let size = match asked.size {
         Some(size) => size,
         None => {
             let fits = lanes.iter().map(|lane| fitting(lane, &sample, proof)).min().unwrap_or(1);
@@ -88,7 +104,9 @@ pub fn batching(
             1 << fits.ilog2()
         }
     };
-    let size = size.min(dataset.len().and_then(|count| usize::try_from(count).ok()).unwrap_or(size));
+    let size = size
+        .min(asked.most.max(1))
+        .min(dataset.len().and_then(|count| usize::try_from(count).ok()).unwrap_or(size));
     if size <= 1 {
         return Ok(Batching::plain(single));
     }

@@ -33,7 +33,7 @@ mod session;
 mod step;
 mod stream;
 
-pub use batching::{Batching, Proof, batching, value_bytes};
+pub use batching::{Asked, Batching, Proof, batching, value_bytes};
 pub use deployment::{EngineDeployment, cpu_seconds, settle};
 pub use device::Placement;
 pub use engine::{Engine, LoadOptions, Session, Visit};

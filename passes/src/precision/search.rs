@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use optix_ir::{Model, NodeId, Tensor, ValueId};
-use optix_pipeline::{Batch, Cx, OracleError, PassError};
+use optix_pipeline::{Batch, Cx, Distance, OracleError, PassError};
 
 use super::plan::{Level, Plan, Problem};
 use super::rewrite::{emulate, widen};
@@ -35,43 +35,26 @@ pub(super) struct Score {
 /// Signal and noise of one value over all samples.
 #[derive(Clone, Copy, Default)]
 struct Noise {
-    signal: f64,
-    noise: f64,
+    distance: Distance,
     broken: bool,
 }
 
 impl Noise {
     fn add(&mut self, expected: &Tensor, found: &Tensor) {
-        let (Ok(a), Ok(b)) = (expected.to_slice::<f32>(), found.to_slice::<f32>()) else {
-            // Integers and truth values: an output of a classifier may be one.
-            self.broken |= expected.shape() != found.shape();
-            if let (Ok(a), Ok(b)) = (expected.to_f64s(), found.to_f64s()) {
-                for (a, b) in a.iter().zip(&b) {
-                    self.signal += a * a;
-                    self.noise += (a - b) * (a - b);
-                }
-            }
-            return;
-        };
-        self.broken |= a.len() != b.len();
-        for (&a, &b) in a.iter().zip(b.iter()) {
-            let (a, b) = (f64::from(a), f64::from(b));
-            if a.is_finite() && b.is_finite() {
-                self.signal += a * a;
-                self.noise += (a - b) * (a - b);
-            } else if a != b && !(a.is_nan() && b.is_nan()) {
-                self.broken = true;
-            }
+        self.broken |= expected.shape() != found.shape();
+        // Integers and truth values too: an output of a classifier may be one. What is no number is equal.
+        if !self.broken {
+            let _ = self.distance.add(expected, found);
         }
     }
 
     fn sqnr_db(&self) -> f64 {
-        if self.broken {
-            f64::NEG_INFINITY
-        } else if self.noise == 0.0 {
-            f64::INFINITY
-        } else {
-            10.0 * (self.signal / self.noise).log10()
+        match self.distance.sqnr_db() {
+            _ if self.broken => f64::NEG_INFINITY,
+            Some(sqnr) => sqnr,
+            // Nothing but noise, or nothing at all.
+            None if self.distance.elements() > 0 => f64::NEG_INFINITY,
+            None => f64::INFINITY,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use optix_ir::{AttributeValue, DType, Model, Tensor, ValueId};
+use optix_pipeline::SignalNoise;
 
 /// The greatest finite number and the least positive one of a 16-bit type.
 pub(super) fn limits(low: DType) -> (f32, f32) {
@@ -69,7 +70,7 @@ impl Rounded {
             }
             _ => return None,
         };
-        let sqnr_db = (facts.noise > 0.0).then(|| 10.0 * (facts.signal / facts.noise).log10());
+        let sqnr_db = SignalNoise::new(facts.signal, facts.noise).sqnr_db();
         Some(Rounded {
             tensor,
             exact: facts.exact,

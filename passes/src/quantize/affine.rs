@@ -7,6 +7,7 @@
 //! specification, `QuantizeLinear` and `DequantizeLinear`; Jacob et al. 2018 (arXiv 1712.05877).
 
 use optix_ir::{DType, Tensor};
+use optix_pipeline::SignalNoise;
 
 use super::float8;
 
@@ -117,9 +118,7 @@ pub struct QuantizedWeights {
 impl QuantizedWeights {
     /// Signal-to-quantization-noise ratio in dB; `None` when nothing was lost.
     pub fn sqnr_db(&self) -> Option<f64> {
-        // Squares of enormous weights are not finite: then nothing is known.
-        let ratio = self.signal / self.noise;
-        (self.noise > 0.0 && ratio.is_finite()).then(|| 10.0 * ratio.log10())
+        SignalNoise::new(self.signal, self.noise).sqnr_db()
     }
 }
 

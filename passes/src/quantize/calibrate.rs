@@ -133,7 +133,7 @@ pub(super) fn calibrate(
     let axes = channel_axes(model, placement);
     let mut calibrated = Calibrated::default();
     let kept = match cx.statistics() {
-        Some(kept) if !kept.given.is_empty() => Some(Statistics::read(&kept.given, model)?),
+        Some(kept) if !kept.given().is_empty() => Some(Statistics::read(kept.given(), model)?),
         _ => None,
     };
     let (samples, seen) = match kept {
@@ -157,7 +157,7 @@ pub(super) fn calibrate(
             if cx.statistics().is_some() {
                 let bytes = Statistics::new(model, samples, &calibrated.observers)?.write();
                 if let Some(kept) = cx.statistics() {
-                    kept.made = Some(bytes);
+                    kept.keep(&bytes).map_err(OracleError::Environment)?;
                 }
             }
             (samples, seen)
@@ -190,19 +190,21 @@ fn stream(
     cx: &mut Cx<'_>,
 ) -> Result<(u64, Seen), PassError> {
     let wanted: Vec<ValueId> = observers.keys().copied().collect();
-    let (oracle, data) = cx.calibration()?;
+    let (_, data) = cx.calibration()?;
     let batches = data.batches(model).map_err(OracleError::from)?;
     let seen = RefCell::new(Seen::default());
     let watched: Batches<'_> = &mut Watched { batches, seen: &seen, most: None };
-    let samples = oracle.observe(model, &wanted, watched, &mut |value, tensor: &Tensor| {
-        let elements = tensor
-            .to_slice::<f32>()
-            .map_err(|error| OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name())))?;
-        if let Some(observer) = observers.get_mut(&value) {
-            observer.observe(&elements, tensor.shape(), seen.borrow().batch());
-        }
-        Ok(())
-    })?;
+    let total = data.samples().unwrap_or(0);
+    let samples =
+        cx.observe_batches("calibrating", total, model, &wanted, watched, &mut |value, tensor: &Tensor| {
+            let elements = tensor.to_slice::<f32>().map_err(|error| {
+                OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name()))
+            })?;
+            if let Some(observer) = observers.get_mut(&value) {
+                observer.observe(&elements, tensor.shape(), seen.borrow().batch());
+            }
+            Ok(())
+        })?;
     Ok((samples, seen.into_inner()))
 }
 

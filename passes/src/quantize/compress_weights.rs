@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use optix_ir::{DType, GraphId, Model, Node, NodeId, Position, Tensor, Use, ValueId};
 use optix_pipeline::{
-    Cx, Family, Interface, Layer, Named, Numerics, Pass, PassError, Promises, Requires, Topology,
+    Cx, Family, Interface, Layer, Named, Numerics, Pass, PassError, Promises, Requires, SignalNoise, Topology,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -245,7 +245,7 @@ fn store(tensor: &Tensor, kept: &[bool]) -> Result<Stored, String> {
     Ok(Stored {
         integers: Tensor::from_vec(tensor.shape().to_vec(), integers),
         scales: Tensor::from_vec(shape, best.into_iter().map(|(_, scale)| scale).collect()),
-        sqnr_db: (noise > 0.0 && signal > 0.0).then(|| 10.0 * (signal / noise).log10()),
+        sqnr_db: SignalNoise::new(signal, noise).sqnr_db(),
     })
 }
 
@@ -336,6 +336,10 @@ impl Pass for CompressWeights {
                 bytes_before,
                 bytes_after,
                 weight_sqnr_db: sqnr_db,
+                weight_bits: Some(8),
+                scheme: Some(
+                    "weights int8 symmetric, a scale for a channel, floats again when loaded".to_owned(),
+                ),
                 ..Layer::default()
             });
             cx.count("weights stored as int8", 1);

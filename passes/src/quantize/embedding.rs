@@ -133,6 +133,11 @@ fn quantize(
                 bytes_before: tensor.bytes().len() as u64,
                 bytes_after: tensor.len() as u64 + parameter_bytes,
                 weight_sqnr_db: sqnr,
+                weight_bits: Some(8),
+                scheme: Some(format!(
+                    "table int8 symmetric, a scale for {}",
+                    if by_row { "a row" } else { "all" }
+                )),
                 ..Layer::default()
             });
             cx.count("tables quantized", 1);

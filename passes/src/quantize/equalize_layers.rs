@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{
     Cx, DecisionError, Family, Interface, Layer, Named, Numerics, OracleError, PackedFloats, Pass, PassError,
-    Promises, Requires, Topology,
+    Promises, Requires, Topology, decibels,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -237,10 +237,6 @@ impl EqualizeLayers {
         }
         Ok(())
     }
-}
-
-fn decibels(noise: f64) -> f64 {
-    -10.0 * noise.log10()
 }
 
 /// One pass over the calibration data: channels of the inputs and outputs of all layers.

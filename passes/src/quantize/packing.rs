@@ -1,6 +1,7 @@
 //! Matrices of block-quantized weights, and the tensors that files keep them in.
 
 use optix_ir::{DType, Tensor};
+use optix_pipeline::SignalNoise;
 use rayon::prelude::*;
 
 use super::blocks::{self, Algorithm, Grid, Parameters, ZeroPoint};
@@ -93,7 +94,7 @@ impl QuantizedMatrix {
 
     /// Signal-to-quantization-noise ratio in dB; `None` when nothing was lost.
     pub fn sqnr_db(&self) -> Option<f64> {
-        (self.noise > 0.0).then(|| 10.0 * (self.signal / self.noise).log10())
+        SignalNoise::new(self.signal, self.noise).sqnr_db()
     }
 
     /// The weights that the integers stand for, [outputs, depth].

@@ -228,6 +228,12 @@ impl QuantizeDynamic {
             bytes_before,
             bytes_after,
             weight_sqnr_db: sqnr,
+            weight_bits: Some(8),
+            activation_bits: Some(8),
+            scheme: Some(format!(
+                "weights int8 symmetric, a scale for {}; activations uint8 asymmetric, a scale for all of each run",
+                if self.per_channel { "a channel" } else { "all" }
+            )),
             ..Layer::default()
         });
         Ok(())

@@ -15,7 +15,8 @@ use super::bias_correction;
 use super::calibrate::{Choice, RangeObserver, calibrate, choose};
 use super::decided;
 use super::faster;
-use super::measure::{Measured, measure};
+use super::ledger::{self, Ledger};
+use super::measure::Measured;
 use super::node_weights::{SharedWeights, WeightOptions, quantize_node};
 use super::observer::Observer;
 use super::placement::{self, Placement};
@@ -95,6 +96,8 @@ pub struct QuantizeStatic {
     /// Leave layers float that are not faster in integers, quantizers counted in, as measured on the engine
     /// that the model is meant for. Without such an engine all layers are quantized.
     pub only_faster: bool,
+    /// How much is measured for the layer ledger.
+    pub ledger: Ledger,
     /// Leave these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -112,6 +115,7 @@ impl Default for QuantizeStatic {
             min_sqnr: 20.0,
             bias_correction: true,
             only_faster: true,
+            ledger: Ledger::default(),
             exclude: Vec::new(),
         }
     }
@@ -182,6 +186,10 @@ impl Pass for QuantizeStatic {
         Promises { numerics: Numerics::Lossy, interface: Interface::Kept, topology: Topology::Changed }
     }
 
+    fn reads_statistics(&self) -> bool {
+        true
+    }
+
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
@@ -194,7 +202,7 @@ impl Pass for QuantizeStatic {
 #[derive(Default)]
 struct Rewritten {
     layers: Vec<Layer>,
-    measured: Measured,
+    measured: Vec<Measured>,
     nodes: u64,
     activations: u64,
 }
@@ -280,6 +288,7 @@ impl Decided<'_> {
             let mut left = Cow::Borrowed(&placement);
             // Statistics of an earlier run do without data; then there is nothing to judge on.
             if !cx.has_calibration() {
+                self.warn_unmeasured(cx);
                 return Ok(float);
             }
             if self.min_sqnr > 0.0 {
@@ -329,9 +338,29 @@ impl Decided<'_> {
         if self.embeddings {
             super::embedding::quantize_tables(model, cx, &wanted)?;
         }
-        let measured: Measured =
-            rewritten.measured.into_iter().map(|(row, old, new)| (before + row, old, new)).collect();
-        if cx.has_calibration() { measure(&float_model, model, &measured, cx) } else { Ok(()) }
+        let measured: Vec<Measured> =
+            rewritten.measured.into_iter().map(|one| Measured { row: before + one.row, ..one }).collect();
+        let samples = observers.values().map(Observer::samples).max().unwrap_or(0);
+        ledger::complete(self.ledger, &float_model, model, &measured, samples, cx)
+    }
+
+    /// Says what statistics alone cannot do.
+    fn warn_unmeasured(&self, cx: &mut Cx<'_>) {
+        let left = [
+            (self.min_sqnr > 0.0, "no layer is kept float by min-sqnr"),
+            (self.only_faster, "none by only-faster"),
+            (self.bias_correction, "biases are not corrected"),
+            (self.observer == RangeObserver::Auto, "the observer is mse instead of auto"),
+            (self.ledger != Ledger::None, "the ledger has no errors at outputs"),
+        ];
+        let left: Vec<&str> =
+            left.into_iter().filter_map(|(is_left, what)| is_left.then_some(what)).collect();
+        if !left.is_empty() {
+            cx.warn(format!(
+                "with statistics alone nothing is measured: {}; `--calib` beside `--stats` does all of it",
+                left.join(", ")
+            ));
+        }
     }
 
     /// Layers that cost the outputs too much, each with the reason. Those in integers have their biases shifted.
@@ -488,7 +517,8 @@ impl Decided<'_> {
                 layer.activation_sqnr_db = observer.sqnr_db(&quantizers[&weighted.output]);
                 layer.range = observer.range().map(|(min, max)| [f64::from(min), f64::from(max)]);
             }
-            rewritten.measured.push((rewritten.layers.len(), weighted.output, weighted.output));
+            let row = rewritten.layers.len();
+            rewritten.measured.push(Measured::new(placement, weighted.node, weighted.output, row));
             rewritten.layers.push(layer);
             rewritten.nodes += 1;
         }
@@ -512,11 +542,14 @@ impl Decided<'_> {
         for &node in placement.products.iter().chain(&placement.bridges) {
             let (name, op) = optix_pipeline::naming::node_and_op(model, node);
             let action = dtype.name().to_owned();
+            if let Some(output) = model.node(node).output(0) {
+                rewritten.measured.push(Measured::new(placement, node, output, rewritten.layers.len()));
+            }
             rewritten.layers.push(Layer { node: name, op, action, ..Layer::default() });
         }
         rewrite::drop_unused(model, replaced);
-        for (_, _, new) in &mut rewritten.measured {
-            *new = dequantized.get(new).copied().unwrap_or(*new);
+        for one in &mut rewritten.measured {
+            one.quantized = dequantized.get(&one.float).copied().unwrap_or(one.float);
         }
         Ok(rewritten)
     }

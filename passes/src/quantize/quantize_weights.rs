@@ -326,6 +326,11 @@ impl QuantizeWeights {
         };
         let grouping =
             if per_channel { "a scale a channel".to_owned() } else { format!("blocks of {block}") };
+        let symmetry = match self.grid().zero_point {
+            ZeroPoint::Middle { .. } => "symmetric",
+            ZeroPoint::Integer => "asymmetric",
+            ZeroPoint::Real => "asymmetric with zero points between integers",
+        };
         for (index, (node, op)) in rows.iter().enumerate() {
             let shares = (index > 0).then(|| format!("shares the weights of {}", rows[0].0));
             cx.layer(Layer {
@@ -336,6 +341,8 @@ impl QuantizeWeights {
                 bytes_before: if index == 0 { bytes_before } else { 0 },
                 bytes_after: if index == 0 { bytes_after } else { 0 },
                 weight_sqnr_db: quantized.sqnr_db(),
+                weight_bits: Some(self.bits),
+                scheme: Some(format!("weights {dtype} {symmetry}, {grouping}")),
                 ..Layer::default()
             });
             cx.count("nodes quantized", 1);

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::{DType, Model, NodeId, Tensor};
-use optix_pipeline::{Cx, OracleError, PassError};
+use optix_pipeline::{Cx, OracleError, PassError, SignalNoise, decibels, noise_at};
 
 /// Samples that single layers are judged by.
 const SAMPLES: usize = 2;
@@ -35,19 +35,9 @@ fn noise(expected: &[Tensor], found: &[Tensor]) -> f64 {
             return None;
         }
         let (a, b) = (a.to_slice::<f32>().ok()?, b.to_slice::<f32>().ok()?);
-        let (mut signal, mut noise) = (0f64, 0f64);
-        for (&a, &b) in a.iter().zip(b.iter()) {
-            signal += f64::from(a) * f64::from(a);
-            noise += (f64::from(a) - f64::from(b)).powi(2);
-        }
-        let ratio = if noise == 0.0 { 0.0 } else { noise / signal };
-        Some(if ratio.is_nan() { f64::INFINITY } else { ratio })
+        Some(SignalNoise::of(&a, &b).ratio())
     };
     expected.iter().zip(found).filter_map(of_pair).fold(0.0, f64::max)
-}
-
-fn decibels(noise: f64) -> f64 {
-    -10.0 * noise.log10()
 }
 
 /// Makes the model in which only the given layers are quantized.
@@ -75,7 +65,7 @@ pub(super) fn protect(
     let expected = cx.oracle().outputs(model, &whole.feeds)?;
     let mut quiet: BTreeSet<NodeId> = layers.iter().copied().collect();
     let all = noise(&expected, &cx.oracle().outputs(&build(&quiet)?, &whole.feeds)?);
-    let allowed = 10f64.powf(-least / 10.0);
+    let allowed = noise_at(least);
     if all <= allowed || layers.is_empty() {
         return Ok(nothing);
     }

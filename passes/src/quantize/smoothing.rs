@@ -4,6 +4,7 @@
 use rayon::prelude::*;
 
 use optix_ir::DType;
+use optix_pipeline::decibels;
 
 use super::affine::Affine;
 
@@ -56,7 +57,7 @@ pub(super) struct Found {
 impl Found {
     /// Expected signal-to-noise ratio at the outputs in dB.
     pub(super) fn decibels(&self) -> f64 {
-        if self.noise > 0.0 { -10.0 * self.noise.log10() } else { f64::INFINITY }
+        decibels(self.noise)
     }
 }
 

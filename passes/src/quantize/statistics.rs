@@ -14,6 +14,14 @@ use super::observer::{Observer, Reader, Truncated, Writer};
 const MAGIC: &[u8; 8] = b"OPTIXCAL";
 const VERSION: u8 = 1;
 
+/// How many samples a file of statistics is about; `None` when it is no such file.
+pub fn samples_in_statistics(bytes: &[u8]) -> Option<u64> {
+    let mut reader = Reader(bytes);
+    let is_known = reader.take(MAGIC.len()).ok()? == MAGIC && reader.take(1).ok()? == [VERSION];
+    reader.take(32).ok()?;
+    reader.number().ok().filter(|_| is_known)
+}
+
 /// Statistics of a model's activations.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Statistics {

@@ -14,7 +14,7 @@ use optix_pipeline::{OracleError, Progress};
 use optix_runtime::{Engine, LoadOptions, Session, Times, cpu_seconds, settle, value_bytes};
 
 use super::inputs::Feeds;
-use super::memory;
+use crate::command::memory;
 
 /// A model on an engine, ready to be measured.
 pub struct Subject {

@@ -2,7 +2,6 @@
 
 mod inputs;
 mod measure;
-mod memory;
 mod report;
 mod scenario;
 mod trace;

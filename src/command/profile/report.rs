@@ -10,7 +10,7 @@ use optix_pipeline::report::{Interval, Requirement};
 use optix_runtime::{Ran, Roofline, StepTimes, Times};
 
 use super::measure::{Measured, Subject};
-use super::memory;
+use crate::command::memory;
 
 /// Spread above which a measurement is called noisy.
 const NOISY: f64 = 0.1;

@@ -315,6 +315,48 @@ fn compare_finds_values_behind_other_names_and_on_other_engines() {
     place.ends(&format!("compare {MODEL} {RESNET} --data fixtures/data/fmnist-eval.toml --tolerance -1"), 2);
 }
 
+/// A model whose values all have other names.
+fn renamed(place: &Place, from: &str, to: &str) {
+    let bytes = place.read(from);
+    place.write("copy.onnx", &bytes);
+    let options = optix_io::LoadOptions::default();
+    let mut model = optix_io::load(&place.path("copy.onnx"), &options).expect("it loads").model;
+    let graph = model.graph(model.main());
+    let ends: Vec<_> = graph.inputs().iter().chain(graph.outputs()).map(|info| info.value).collect();
+    let inner: Vec<_> = model.values().filter(|value| !ends.contains(value)).collect();
+    for (number, value) in inner.into_iter().enumerate() {
+        model.rename_value(value, &format!("value{number}")).expect("a free name");
+    }
+    place.write(to, optix_io::onnx_bytes(&model).expect("it is small"));
+}
+
+#[test]
+fn compare_finds_quantized_values_behind_other_names_and_as_integers() {
+    let place = Place::new();
+    place.ok(&format!("quantize {MODEL} -o int8.onnx {} -q", super::CALIB));
+    place.write("integer.toml", "version = 1\n[[step]]\npass = \"to-qoperator\"\n");
+    place.ok("run ./integer.toml int8.onnx -o integer.onnx -q");
+    let data = "--data fixtures/data/fmnist-eval.toml --samples 16 --json";
+    let named = place.json(&format!("compare {MODEL} int8.onnx {data}"));
+    let count = |facts: &Value| facts["values"].as_array().expect("a list").len();
+    for other in ["int8.onnx", "integer.onnx"] {
+        renamed(&place, other, "renamed.onnx");
+        for name in [other, "renamed.onnx"] {
+            let facts = place.json(&format!("compare {MODEL} {name} {data}"));
+            // Convolutions whose activation went into a quantizer have none in integers.
+            assert!(count(&facts) * 2 > count(&named), "{name}: {} of {}", count(&facts), count(&named));
+            let values = facts["values"].as_array().expect("a list");
+            let poor = values.iter().find(|value| value["sqnr_db"].as_f64().is_some_and(|sqnr| sqnr < 5.0));
+            assert!(poor.is_none(), "{name}: {poor:?}");
+            let worst = values.iter().find(|value| value["name"] == facts["worst"]).expect("the worst");
+            let least =
+                values.iter().filter_map(|value| value["sqnr_db"].as_f64()).fold(f64::INFINITY, f64::min);
+            assert_eq!(worst["sqnr_db"].as_f64(), Some(least));
+            assert!(facts["first"].is_string() && worst["node"].is_string(), "{name}");
+        }
+    }
+}
+
 #[test]
 fn errors_of_engines_name_the_node_and_what_helps() {
     let place = Place::new();

@@ -44,6 +44,97 @@ fn statistics_are_made_and_used_again() {
 }
 
 #[test]
+fn statistics_survive_what_fails_later_and_are_named() {
+    let place = Place::new();
+    // The second step refuses what the first one has made.
+    let step = "[[step]]\nid = \"ID\"\npass = \"quantize-static\"\n";
+    let recipe = format!("version = 1\n{}{}", step.replace("ID", "a"), step.replace("ID", "b"));
+    place.write("twice.toml", recipe);
+    let calib = "--calib-samples 32";
+    let line = format!("run ./twice.toml {MODEL} -o x.onnx {CALIB} {calib} --stats s.stats");
+    assert!(place.ends(&line, 2).stderr.contains("quantized already"));
+    assert!(place.exists("s.stats") && !place.exists("x.onnx"));
+    // What statistics alone cannot do is said, and they are named where data would be.
+    place.ok(&format!("quantize {MODEL} -o y.onnx --stats s.stats -q --report y.json"));
+    let report: serde_json::Value = serde_json::from_str(&place.text("y.json")).expect("JSON");
+    let data = &report["data"][0];
+    assert_eq!(
+        (&data["role"], &data["path"], &data["samples"]),
+        (&"statistics".into(), &"s.stats".into(), &32.into())
+    );
+    let steps = report["steps"].as_array().expect("a list");
+    let step = steps.iter().find(|step| step["pass"] == "quantize-static").expect("it ran");
+    let warnings = step["changes"]["warnings"].as_array().expect("a list");
+    let warning =
+        warnings.iter().filter_map(|warning| warning.as_str()).find(|text| text.contains("statistics alone"));
+    let warning = warning.expect("a warning");
+    assert!(
+        warning.contains("min-sqnr") && warning.contains("only-faster") && warning.contains("auto"),
+        "{warning}"
+    );
+    let lock: serde_json::Value = serde_json::from_str(&place.text("y.onnx.lock.json")).expect("JSON");
+    assert_eq!(lock["data"][0]["role"], "statistics");
+    place.ok(&format!("apply y.onnx.lock.json {MODEL} -o z.onnx -q"));
+    assert!(place.read("y.onnx") == place.read("z.onnx"));
+    // Passes that look at the data themselves are not content with statistics.
+    let recipe =
+        "version = 1\n[[step]]\npass = \"smooth-activations\"\n[[step]]\npass = \"quantize-static\"\n";
+    place.write("accurate.toml", recipe);
+    let error = place.ends(&format!("run ./accurate.toml {MODEL} -o w.onnx --stats s.stats"), 2).stderr;
+    assert!(error.contains("smooth-activations") && error.contains("--calib"), "{error}");
+}
+
+#[test]
+fn memory_is_kept_below_a_limit_or_it_is_said_what_it_takes() {
+    let place = Place::new();
+    let line = format!("quantize {MODEL} {CALIB} --calib-samples 64 -q");
+    let error = place.ends(&format!("{line} -o x.onnx --max-memory 3MB"), 3).stderr;
+    assert!(error.contains("--max-memory") && error.contains("or more"), "{error}");
+    let needed: u64 = error
+        .split("`--max-memory ")
+        .nth(1)
+        .and_then(|rest| rest.split('`').next())
+        .expect("a number")
+        .parse()
+        .expect("bytes");
+    // What it asks for is enough, and fewer samples than usual are run together.
+    place.ok(&format!("{line} -o few.onnx --max-memory {} --report few.json", needed + (6 << 20)));
+    place.ok(&format!("{line} -o many.onnx --max-memory 8GiB --report many.json"));
+    assert!(place.read("few.onnx") == place.read("many.onnx"), "the same model");
+    let memory = |name: &str| {
+        let report: serde_json::Value = serde_json::from_str(&place.text(name)).expect("JSON");
+        report["memory"].clone()
+    };
+    let (few, many) = (memory("few.json"), memory("many.json"));
+    let number = |value: &serde_json::Value| value.as_u64().expect("a number");
+    assert_eq!(number(&many["calibrated_together"]), 16, "{many}");
+    assert!(number(&few["predicted"]) <= needed + (6 << 20), "{few}");
+    assert!(number(&many["predicted"]) > 1 << 20 && number(&many["peak"]) > 1 << 20, "{many}");
+    let eval = format!("eval {MODEL} --data fixtures/data/fmnist-eval.toml --samples 32 --json");
+    let facts = place.json(&format!("{eval} --max-memory 4GB"));
+    assert!(number(&facts["memory"]["predicted"]) > 1 << 20, "{facts}");
+    assert!(place.ends(&format!("{eval} --max-memory 2MB"), 3).stderr.contains("--max-memory"));
+    assert!(place.ends(&format!("{eval} --max-memory plenty"), 2).stderr.contains("500MB"));
+    // Samples of a megabyte: their number is what makes the difference.
+    let text = "<ir_version: 8, opset_import: [\"\" : 18]>\ng (float[N,262144] x) => (float[N,262144] y) { y = Mul (x, x) }";
+    let model = optix_ir::text::parse(text).expect("a model");
+    place.write("big.onnx", optix_io::onnx_bytes(&model).expect("small"));
+    let mut npy =
+        b"\x93NUMPY\x01\x00\x76\x00{'descr': '<f4', 'fortran_order': False, 'shape': (16, 262144), }"
+            .to_vec();
+    npy.resize(127, b' ');
+    npy.push(b'\n');
+    npy.resize(128 + 16 * 262_144 * 4, 0x3f);
+    place.write("x.npy", npy);
+    let eval = "eval big.onnx --vs big.onnx --data x.npy --threads 1 --json --max-memory";
+    let plenty = place.json(&format!("{eval} 8GB"));
+    let predicted = number(&plenty["memory"]["predicted"]);
+    let tight = place.json(&format!("{eval} {}", predicted - (44 << 20)));
+    assert_eq!((number(&plenty["batch"]), number(&tight["batch"])), (8, 4));
+    assert!(number(&tight["memory"]["predicted"]) < predicted - (40 << 20), "{tight}");
+}
+
+#[test]
 fn parts_put_together_are_the_whole() {
     let place = Place::new();
     part(&place, "first.toml", 0, 50);

@@ -34,6 +34,7 @@ use histogram::Histogram;
 use mean_extremes::SampleExtremes;
 use moving_average::MovingAverage;
 use optix_ir::DType;
+use optix_pipeline::SignalNoise;
 
 use super::affine::Affine;
 
@@ -249,7 +250,7 @@ impl Observer {
     /// Expected signal-to-quantization-noise ratio in dB; `None` when there is no noise.
     pub fn sqnr_db(&self, quantizer: &Affine) -> Option<f64> {
         let (signal, noise) = self.signal_and_noise(quantizer);
-        (noise > 0.0 && signal > 0.0).then(|| 10.0 * (signal / noise).log10())
+        SignalNoise::new(signal, noise).sqnr_db()
     }
 
     /// The quantizer of a range, cut to what was seen.
