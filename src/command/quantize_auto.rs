@@ -14,6 +14,7 @@ use optix_pipeline::report::{Interval, Requirement};
 use optix_pipeline::runner::{self, RunError, RunOptions};
 use optix_pipeline::{Deployment, Override, PassError, Recipe, Resources};
 
+use super::ceiling::Ceiling;
 use super::quantize::list;
 use super::run::{self, Origin};
 use super::setup::{self, CalibrationData};
@@ -89,6 +90,9 @@ struct Bench<'a> {
     calibration: Option<&'a CalibrationData>,
     tune: &'a Dataset,
     deploy: Option<&'a str>,
+    ceiling: Option<Ceiling>,
+    /// Of the original.
+    bytes: u64,
     cancel: &'a CancelToken,
 }
 
@@ -141,9 +145,9 @@ impl Bench<'_> {
         let evaluated = evaluation::evaluate(
             self.global,
             &oracle,
-            &self.loaded.model,
-            &model,
+            [&self.loaded.model, &model],
             self.tune,
+            (self.ceiling, self.bytes),
             self.cancel,
             &bars,
         );
@@ -218,13 +222,17 @@ pub fn quantize_auto(
         );
     }
     optix_io::check_target(&target, &save)?;
-    let calibration = match &data.calib {
+    let ceiling = data.memory.max_memory.map(|size| Ceiling { bytes: size.0 });
+    let mut calibration = match &data.calib {
         None => None,
         Some(path) => {
             let dataset = setup::real_dataset(global, path, data.calib_samples)?;
             Some(CalibrationData::new(dataset, path.display().to_string()))
         }
     };
+    if let Some(calibration) = &mut calibration {
+        run::fit_calibration(calibration, &loaded, ceiling)?;
+    }
     let tune = setup::real_dataset(global, judged_on, options.tune_samples)?;
     tune.bind(&setup::inputs(&loaded.model)?, setup::BATCH)?;
     let recipe_file = recipe_path(&target);
@@ -235,6 +243,7 @@ pub fn quantize_auto(
     OutFile::check(&target, &inputs)?;
     OutFile::check(&recipe_file, &inputs)?;
     let cancel = setup::cancel_on_interrupt();
+    let bytes: u64 = loaded.sources.iter().map(|source| source.size()).sum();
     let bench = Bench {
         global,
         loaded: &loaded,
@@ -243,9 +252,10 @@ pub fn quantize_auto(
         calibration: calibration.as_ref(),
         tune: &tune,
         deploy: output.deploy.as_deref(),
+        ceiling,
+        bytes,
         cancel: &cancel,
     };
-    let bytes: u64 = loaded.sources.iter().map(|source| source.size()).sum();
     let found = auto::search(
         &candidates,
         options.max_drop,

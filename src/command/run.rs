@@ -211,14 +211,7 @@ pub fn run_recipe(
     let files: u64 = loaded.sources.iter().map(|source| source.size()).sum();
     let mut memory = MemoryFacts { limit: ceiling.map(|ceiling| ceiling.bytes), ..MemoryFacts::default() };
     if let Some(calibration) = &mut calibration {
-        if let Some(ceiling) = ceiling {
-            let mut typed = loaded.model.clone();
-            optix_ir::infer::infer(&mut typed, &OpsEvaluator);
-            let tasks = [Task::everything(&typed)];
-            let fit = ceiling.fit(&tasks, files, &calibration.dataset, setup::BATCH, 1, Copies::Quantized)?;
-            calibration.batch = fit.samples;
-            memory.predicted = Some(fit.predicted);
-        }
+        memory.predicted = fit_calibration(calibration, &loaded, ceiling)?;
         memory.calibrated_together = Some(calibration.batch as u64);
     }
     let bars = screen::Bars::new(global);
@@ -403,6 +396,23 @@ pub fn run_recipe(
     }
     facts.seconds = started.elapsed().as_secs_f64();
     finish(global, output, &facts)
+}
+
+/// Lets calibration run as many samples together as the memory allows. Returns the bytes it is predicted to
+/// take.
+pub fn fit_calibration(
+    calibration: &mut CalibrationData,
+    loaded: &Loaded,
+    ceiling: Option<Ceiling>,
+) -> anyhow::Result<Option<u64>> {
+    let Some(ceiling) = ceiling else { return Ok(None) };
+    let mut typed = loaded.model.clone();
+    optix_ir::infer::infer(&mut typed, &OpsEvaluator);
+    let files: u64 = loaded.sources.iter().map(|source| source.size()).sum();
+    let tasks = [Task::everything(&typed)];
+    let fit = ceiling.fit(&tasks, files, &calibration.dataset, setup::BATCH, 1, Copies::Quantized)?;
+    calibration.batch = fit.samples;
+    Ok(Some(fit.predicted))
 }
 
 /// Passes work on graphs; from weights alone, eliminate-dead would leave nothing.
