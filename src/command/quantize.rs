@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use optix_passes::quantize::ActivationType;
+use optix_passes::quantize::target::TargetChoice;
 use optix_pipeline::Override;
 
 use super::recipes;
@@ -66,9 +67,13 @@ pub fn quantize(
         overrides.push(Override { step, option, value: "25".to_owned() });
     }
     if method == Method::Static {
+        let target = match target {
+            Some((target, _)) => target,
+            None => TargetChoice::default().resolve().map_err(anyhow::Error::msg)?,
+        };
         let asked = options.activation_type.and_then(ActivationType::named);
-        let by_target = target.as_ref().map(|(target, _)| target.default_activations());
-        let least = asked.or(by_target).map_or(0, ActivationType::least_operator_set);
+        let asked = asked.unwrap_or(target.default_activations());
+        let least = target.runs(asked).map_or(0, |runs| asked.least_operator_set(runs));
         if least > 13 {
             let (step, option) = ("convert-opset".to_owned(), "version".to_owned());
             overrides.push(Override { step, option, value: least.to_string() });

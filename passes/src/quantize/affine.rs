@@ -61,12 +61,15 @@ impl Affine {
             DType::I16 => i32::from(i16::MAX),
             _ => float8::greatest(dtype).unwrap_or(127),
         };
-        let scale = max / high as f32;
+        let scale = max / float8::full_scale(dtype).unwrap_or(high) as f32;
         Affine { scale: if scale.is_normal() { scale } else { 1.0 }, zero_point: 0, low: -high, high }
     }
 
     /// The symmetric quantizer of the reals that this one covers, for a signed type.
     pub fn made_symmetric(&self, dtype: DType) -> Affine {
+        if self.float_type().is_some() {
+            return *self;
+        }
         let end = |integer: i32| (integer - self.zero_point) as f32 * self.scale;
         Affine::symmetric(end(self.low).abs().max(end(self.high).abs()), dtype)
     }

@@ -1,7 +1,9 @@
 //! Quantizing to floats of 8 bits.
 //!
-//! A scale brings the greatest magnitude to the greatest finite float, 448 or 57,344; rounding is to the
-//! nearest float, half to even, and what is beyond saturates: ONNX operator specification, `QuantizeLinear` of
+//! A scale brings the greatest magnitude to 448, the greatest finite number of float8e4m3fn. float8e5m2 goes up to
+//! 57,344, 2^7 times as far, but the same scale loses it nothing: it has as many digits everywhere. With a scale so
+//! much smaller the float biases that onnxruntime rounds to multiples of both scales' product would leave int32.
+//! Rounding is to the nearest float, half to even, and what is beyond saturates: ONNX operator specification, `QuantizeLinear` of
 //! operator set 19; "FP8 Formats for Deep Learning" (arXiv 2209.05433).
 
 use std::sync::OnceLock;
@@ -20,6 +22,11 @@ pub(super) fn greatest(dtype: DType) -> Option<i32> {
         DType::F8E5M2 => Some(57_344),
         _ => None,
     }
+}
+
+/// The number that the greatest magnitude becomes; none for types that are no such floats.
+pub(super) fn full_scale(dtype: DType) -> Option<i32> {
+    TYPES.contains(&dtype).then_some(448)
 }
 
 /// The nearest number of a type; NaN becomes 0.

@@ -40,7 +40,7 @@ pub enum ActivationType {
     Int16,
     /// Floats of 8 bits, 3 of them after the point: up to 448.
     Float8e4m3fn,
-    /// Floats of 8 bits, 2 of them after the point: up to 57,344.
+    /// Floats of 8 bits, 2 of them after the point: less precise, and wider than activations need.
     Float8e5m2,
 }
 
@@ -67,8 +67,8 @@ pub enum Saturation {
 /// float, and the report says why. This is what onnxruntime on a processor runs in integers; another
 /// `target` has other operators and types (docs/targets.md).
 ///
-/// Needs operator set 13 or newer when weights have a scale a channel, 19 for float8 and 21 for 16 bits
-/// (`convert-opset` raises it).
+/// Needs operator set 13 or newer when weights have a scale a channel, 21 for 16 bits and
+/// float8, which a target that computes it natively has from 19 on (`convert-opset` raises it).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct QuantizeStatic {
@@ -79,7 +79,8 @@ pub struct QuantizeStatic {
     /// Share of values in percent, above 50 and up to 100, that the observer `percentile` keeps.
     pub percentile: f64,
     /// The engine that the model is meant for: a built-in target (`optix targets` lists them) or a profile as a
-    /// table. It says which operators and types run in integers, and what the next two options are by default.
+    /// table. It says which operators and types run in integers, and what `activation-type` and `saturation` are
+    /// by default.
     pub target: TargetChoice,
     /// Type of activations; weights are int8, and float8 where activations are. By default the target's first.
     pub activation_type: Option<ActivationType>,
@@ -177,7 +178,11 @@ pub(super) fn constant_bytes(model: &Model, value: ValueId) -> u64 {
 
 impl Pass for QuantizeStatic {
     fn requires(&self) -> Requires {
-        let types = self.activation_type.map_or(10, ActivationType::least_operator_set);
+        let asked = self.activation_type.and_then(|asked| {
+            let runs = self.target.resolve().ok()?.runs(asked)?;
+            Some(asked.least_operator_set(runs))
+        });
+        let types = asked.unwrap_or(10);
         let opset = types.max(if self.per_channel { 13 } else { 10 });
         Requires { calibration: true, inferred_types: true, opset }
     }
@@ -225,7 +230,7 @@ impl QuantizeStatic {
     fn decided_for(&self, target: Target, model: &Model, cx: &mut Cx<'_>) -> Result<Decided<'_>, PassError> {
         let activations = self.activation_type.unwrap_or(target.default_activations());
         let runs = target::check_type(&target, activations)?;
-        target::check_operator_set(&target, activations, model, cx)?;
+        target::check_operator_set(&target, activations, runs, model, cx)?;
         if runs == Runs::Emulated {
             cx.note(format!(
                 "{} computes {} activations in float: the results are those of the type, the speed is not",

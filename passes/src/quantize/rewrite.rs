@@ -35,13 +35,22 @@ pub(super) fn insert_pair(
         None => Position::Start,
     };
     let scale = model.add_constant(graph, &format!("{name}_scale"), Tensor::scalar(quantizer.scale));
-    let zero_point = zero_point_tensor(quantizer.zero_point, dtype);
-    let zero_point = model.add_constant(graph, &format!("{name}_zero_point"), zero_point);
-    let quantize =
-        Node::new("QuantizeLinear", [value, scale, zero_point]).named(&format!("{name}_QuantizeLinear"));
+    // Without a zero point where the type can be said otherwise: onnxruntime takes a zero point of 0 that is not
+    // int8's for the least integer, and drops a Relu before it.
+    let is_declared = dtype.is_float() && model.opset_version(model.main(), "") >= Some(21);
+    let mut parameters = vec![scale];
+    if !is_declared {
+        let zero_point = zero_point_tensor(quantizer.zero_point, dtype);
+        parameters.push(model.add_constant(graph, &format!("{name}_zero_point"), zero_point));
+    }
+    let inputs = |first: ValueId| [first].into_iter().chain(parameters.iter().copied()).collect::<Vec<_>>();
+    let mut quantize = Node::new("QuantizeLinear", inputs(value)).named(&format!("{name}_QuantizeLinear"));
+    if is_declared {
+        quantize = quantize.with("output_dtype", i64::from(dtype.onnx()));
+    }
     let (quantize, quantized) = model.add_node(graph, position, quantize, &format!("{name}_quantized"));
-    let dequantize = Node::new("DequantizeLinear", [quantized, scale, zero_point])
-        .named(&format!("{name}_DequantizeLinear"));
+    let dequantize =
+        Node::new("DequantizeLinear", inputs(quantized)).named(&format!("{name}_DequantizeLinear"));
     let (_, dequantized) =
         model.add_node(graph, Position::After(quantize), dequantize, &format!("{name}_dequantized"));
     model.value_mut(dequantized).ty = model.value(value).ty.clone();

@@ -153,6 +153,16 @@ fn command_lines() -> Vec<Row> {
             &["int3"],
         ),
         quantize(
+            "target that is none",
+            &["--method", "static", "--target", "ort-cp"],
+            &["did you mean `ort-cpu`?"],
+        ),
+        quantize(
+            "target that is no file",
+            &["--method", "static", "--target", "a/b"],
+            &["cannot read target a/b"],
+        ),
+        quantize(
             "step that is none",
             &["--set", "quantize-dynamik.per-channel=true"],
             &["did you mean `quantize-dynamic`?"],

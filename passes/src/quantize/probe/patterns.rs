@@ -3,6 +3,7 @@
 use optix_ir::{AttributeValue, DType, Model, ModelBuilder, Tensor};
 
 use crate::quantize::quantize_static::ActivationType;
+use crate::quantize::target::Runs;
 use crate::quantize::target::operators::{Bridge, Folded, Mover, Product, Weighted};
 
 /// What a pattern is asked about.
@@ -133,7 +134,8 @@ impl Pattern {
     }
 
     fn build(&self, types: Option<[ActivationType; 2]>, is_behind: bool) -> Model {
-        let opset = types.map_or(17, |[activations, _]| activations.least_operator_set().max(17));
+        let opset =
+            types.map_or(17, |[activations, _]| activations.least_operator_set(Runs::Emulated).max(17));
         let mut builder = ModelBuilder::new(opset);
         let mut inputs: Vec<String> = Vec::new();
         for (index, shape) in self.inputs.iter().enumerate() {

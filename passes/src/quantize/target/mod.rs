@@ -204,11 +204,13 @@ impl ActivationType {
         }
     }
 
-    /// The oldest operator set whose quantizers know the type.
-    pub fn least_operator_set(self) -> i64 {
+    /// The oldest operator set whose quantizers know the type. Those to floats that are computed in float say it
+    /// without a zero point, which came later.
+    pub fn least_operator_set(self, runs: Runs) -> i64 {
         match self {
             ActivationType::Uint8 | ActivationType::Int8 => 10,
-            ActivationType::Float8e4m3fn | ActivationType::Float8e5m2 => 19,
+            _ if self.is_float() && runs == Runs::Natively => 19,
+            ActivationType::Float8e4m3fn | ActivationType::Float8e5m2 => 21,
             ActivationType::Uint16 | ActivationType::Int16 => 21,
         }
     }
@@ -376,12 +378,13 @@ pub(super) fn check_type(target: &Target, asked: ActivationType) -> Result<Runs,
 pub(super) fn check_operator_set(
     target: &Target,
     activations: ActivationType,
+    runs: Runs,
     model: &Model,
     cx: &mut Cx<'_>,
 ) -> Result<(), PassError> {
     let version = model.opset_version(model.main(), "").unwrap_or(0);
     let OperatorSets { least, greatest } = target.operator_sets;
-    let needed = activations.least_operator_set().max(least);
+    let needed = activations.least_operator_set(runs).max(least);
     if version < needed {
         return Err(PassError::Options(format!(
             "{} activations for `{}` need operator set {needed} and the model is written in {version}: raise it \
