@@ -72,7 +72,8 @@ fn first_samples(model: &Model, count: usize, cx: &mut Cx<'_>) -> Result<Vec<Bat
 }
 
 /// Completes the rows of `measured` after calibration on `samples` samples. Without data there is nothing to
-/// measure on: rows say then how they are quantized, and no more.
+/// measure on: rows say then how they are quantized, and no more. The model is made by then: what cannot be
+/// measured is a warning.
 pub(super) fn complete(
     ledger: Ledger,
     float: &Model,
@@ -89,6 +90,26 @@ pub(super) fn complete(
     if measured.is_empty() || cx.is_replaying() || !cx.has_calibration() || ledger == Ledger::None {
         return Ok(());
     }
+    match measure_all(ledger, float, quantized, measured, samples, cx) {
+        Ok(()) => Ok(()),
+        Err(PassError::Interrupted | PassError::Oracle(OracleError::Interrupted)) => {
+            Err(PassError::Interrupted)
+        }
+        Err(error) => {
+            cx.warn(format!("the errors of layers were not measured to the end: {error}"));
+            Ok(())
+        }
+    }
+}
+
+fn measure_all(
+    ledger: Ledger,
+    float: &Model,
+    quantized: &Model,
+    measured: &[Measured],
+    samples: u64,
+    cx: &mut Cx<'_>,
+) -> Result<(), PassError> {
     let effort = ledger.effort(samples);
     let batches = first_samples(float, effort.compared.max(effort.split), cx)?;
     measure(float, quantized, measured, &batches[..effort.compared.min(batches.len())], cx)?;
