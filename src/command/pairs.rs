@@ -41,13 +41,24 @@ pub fn pairs(a: &Model, b: &mut Model) -> (Vec<Pair>, usize) {
     (pairs, missing)
 }
 
+/// What a name is another form of: a number at its end makes it unique, and says nothing.
+fn base<'n>(name: &'n str, form: &str) -> Option<&'n str> {
+    let numbered = name.rsplit_once('_').filter(|(_, end)| end.bytes().all(|byte| byte.is_ascii_digit()));
+    name.strip_suffix(form).or_else(|| numbered?.0.strip_suffix(form))
+}
+
 /// The counterpart of each value that the first model computes.
 fn counterparts(a: &Model, b: &Model) -> Vec<(ValueId, Option<ValueId>)> {
     let by_name: HashMap<&str, ValueId> = computed(b).map(|id| (b.value(id).name(), id)).collect();
-    let named = |name: &str| {
-        let forms = || FORMS.iter().find_map(|form| by_name.get(format!("{name}{form}").as_str()));
-        by_name.get(name).or_else(forms).copied()
-    };
+    let mut forms: HashMap<&str, ValueId> = HashMap::new();
+    for form in FORMS {
+        for id in computed(b) {
+            if let Some(base) = base(b.value(id).name(), form) {
+                forms.entry(base).or_insert(id);
+            }
+        }
+    }
+    let named = |name: &str| by_name.get(name).or_else(|| forms.get(name)).copied();
     let mut found: Vec<(ValueId, Option<ValueId>)> =
         computed(a).map(|id| (id, named(a.value(id).name()))).collect();
     // Constants are hashed for it: only where names leave something open.

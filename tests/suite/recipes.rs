@@ -91,7 +91,7 @@ fn errors_point_to_the_place() {
         ),
         (
             "version = 1\n[[step]]\npass = \"quantize-static\"\nper-chanel = true\n",
-            "my.toml:4:1: pass `quantize-static` has no option `per-chanel`; did you mean `per-channel`? (it has: activation-type, embeddings, exclude, min-sqnr, observer, only-faster, per-channel, percentile, saturation, target)\n  |\n4 | per-chanel = true\n  | ^",
+            "my.toml:4:1: pass `quantize-static` has no option `per-chanel`; did you mean `per-channel`? (it has: activation-type, bias-correction, embeddings, exclude, ledger, min-sqnr, observer, only-faster, per-channel, percentile, saturation, target)\n  |\n4 | per-chanel = true\n  | ^",
         ),
         (
             "version = 1\n[[step]]\npass = \"quantize-static\"\nper-channel = \"yes\"\n",

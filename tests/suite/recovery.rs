@@ -149,7 +149,7 @@ fn model(inputs: &str, outputs: &str, constants: &[String], body: &str) -> Strin
     )
 }
 
-const SMOOTH: &str = "pass = \"smooth-activations\"";
+const SMOOTH: &str = "pass = \"smooth-activations\"\nleast-columns-mul = 1";
 const FOLD_ONLY: &str = "pass = \"smooth-activations\"\ninsert-mul = false";
 
 #[test]

@@ -177,27 +177,29 @@ impl Builder<'_> {
         let (float, quantized) = (self.float, self.quantized);
         let node = float.node(measured.node);
         let new = quantized.get_node(measured.node)?;
-        let is_alike = node.op_type == new.op_type && node.inputs().len() == new.inputs().len();
+        // A layer without a bias may have got one, when it was corrected.
+        let is_alike = node.op_type == new.op_type && node.inputs().len() <= new.inputs().len();
         if !is_alike || node.graph() != float.main() {
             return None;
         }
         let (last, _) = float.value(measured.float).producer()?;
         // An activation that is folded into the layer's quantizer belongs to it.
         let activation = (last != measured.node).then_some(last);
-        let inputs = node.inputs().to_vec();
+        let mut inputs = node.inputs().to_vec();
+        inputs.resize(new.inputs().len(), None);
         let mut variants: BTreeMap<Source, Vec<Option<ValueId>>> = BTreeMap::new();
         let is_bridge = !super::placement::is_quantizable(&node.op_type);
         for slot in 0..inputs.len() {
-            let (Some(own), Some(other)) = (node.input(slot), new.input(slot)) else { continue };
+            let Some(other) = new.input(slot) else { continue };
             // What reads through the quantizers of a node without weights counts there.
-            if own == other || is_bridge {
+            if node.input(slot) == Some(other) || is_bridge {
                 continue;
             }
             let mut set = |source: Source, value: ValueId| {
                 variants.entry(source).or_insert_with(|| inputs.clone())[slot] = Some(value);
             };
             if self.pair(other).is_some() {
-                let activation = self.activation(other, own)?;
+                let activation = self.activation(other, node.input(slot)?)?;
                 set(Source::Rounding, activation.rounded);
                 if let Some(clipped) = activation.clipped {
                     set(Source::Clipping, clipped);

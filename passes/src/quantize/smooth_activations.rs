@@ -67,6 +67,8 @@ pub struct SmoothActivations {
     pub insert_mul: bool,
     /// Least gain in dB that pays for a Mul.
     pub least_gain_mul: f64,
+    /// Outputs that the products of a group must have together for a Mul to be cheap beside them.
+    pub least_columns_mul: usize,
     /// Copies of outlier channels at most, as a share of the channels; 0 for none.
     pub most_copies: f64,
     /// Rows of each activation that the error is measured on.
@@ -87,6 +89,7 @@ impl Default for SmoothActivations {
             least_gain: 0.2,
             insert_mul: true,
             least_gain_mul: 1.0,
+            least_columns_mul: 64,
             most_copies: 0.02,
             rows: 256,
             per_channel: true,
@@ -95,9 +98,6 @@ impl Default for SmoothActivations {
         }
     }
 }
-
-/// Outputs that the products of a group must have for a Mul to be cheap beside them.
-const LEAST_COLUMNS: usize = 64;
 
 /// Columns of each product that errors are measured on, about.
 const COLUMNS: usize = 128;
@@ -410,7 +410,8 @@ fn treated(model: &Model, group: &Group, treatment: &Treatment) -> Option<(Model
 
 impl Pass for SmoothActivations {
     fn requires(&self) -> Requires {
-        Requires { calibration: true, inferred_types: true, opset: 7 }
+        // Data are asked for once it is known that there is something to smooth.
+        Requires { calibration: false, inferred_types: true, opset: 7 }
     }
 
     fn promises(&self) -> Promises {
@@ -475,26 +476,21 @@ impl Pass for SmoothActivations {
 }
 
 impl SmoothActivations {
-    /// Why a Mul is not worth what it gains.
-    fn against_mul(&self, gain: f64) -> Option<&'static str> {
-        if !self.insert_mul {
-            Some("insert-mul is off")
-        } else if gain < self.least_gain_mul {
-            Some("too little for a Mul")
-        } else {
-            None
-        }
-    }
-
-    /// Whether only a Mul could divide a group's activation, and would take about as long as its products: it
-    /// touches each element once, as they do for each of their outputs.
-    fn is_hopeless(&self, model: &Model, group: &Group) -> bool {
+    /// Why a group is not worth looking at: only a Mul could divide its activation, and would take about as long
+    /// as its products, since it touches each element once, as they do for each of their outputs.
+    fn hopeless(&self, model: &Model, group: &Group) -> Option<String> {
         let columns = |member: &Member| {
             let weights = model.node(member.node).input(1).and_then(|weights| model.constant(weights));
             weights.and_then(|weights| weights.shape().get(1 - member.depth_axis).copied()).unwrap_or(0)
         };
-        let is_cheap = self.insert_mul && group.members.iter().map(columns).sum::<usize>() >= LEAST_COLUMNS;
-        !is_cheap && fold(model, group).is_err()
+        let is_cheap = group.members.iter().map(columns).sum::<usize>() >= self.least_columns_mul;
+        match fold(model, group) {
+            Err(reason) if !self.insert_mul => Some(format!("insert-mul is off, and {reason}")),
+            Err(reason) if !is_cheap => {
+                Some(format!("a Mul would take as long as its products, and {reason}"))
+            }
+            _ => None,
+        }
     }
 
     /// What is best for a group, on what calibration saw of it.
@@ -525,10 +521,10 @@ impl SmoothActivations {
             }
         };
         let gain = found.decibels() - before.decibels();
-        if let Err(reason) = fold(model, group)
-            && let Some(cost) = self.against_mul(gain)
+        if gain < self.least_gain_mul
+            && let Err(reason) = fold(model, group)
         {
-            return Decision::Left(format!("{gain:.1} dB to gain, {cost}, and {reason}"));
+            return Decision::Left(format!("{gain:.1} dB to gain, too little for a Mul, and {reason}"));
         }
         let behind = format!(
             "greatest channel {spread:.1} times the middle one; expected {:.1} -> {:.1} dB",

@@ -42,7 +42,7 @@ fn what_cannot_be_judged_is_said_before_anything_is_tried() {
     let same = "--tune fixtures/data/fmnist-eval.toml --eval fixtures/data/fmnist-eval.toml";
     for (flags, said) in [
         ("--max-drop 1", "--calib"),
-        ("--max-drop -1 --calib fixtures/data/fmnist-calib.toml", "from 0 to 100"),
+        ("--max-drop=-1 --calib fixtures/data/fmnist-calib.toml", "from 0 to 100"),
         (&format!("--max-drop 1 {same}")[..], "same data"),
         ("--max-drop 1 --calib nowhere.toml", "nowhere.toml"),
     ] {

@@ -196,7 +196,7 @@ fn looking_at_the_passes_at_work() {
     let place = Place::new();
     let line = "run clean fixtures/graphs/common_subexpressions.onnx -o out.onnx";
     let run = place.ok(&format!("{line} --timing"));
-    assert_eq!(run.stderr.lines().filter(|line| line.contains(" ms  ")).count(), 6, "{}", run.stderr);
+    assert_eq!(run.stderr.lines().filter(|line| line.contains(" ms  ")).count(), 7, "{}", run.stderr);
 
     let run = place.ok(&format!("{line} --print-after eliminate-dead -q"));
     let text = run.stderr.strip_prefix("# after eliminate-dead\n").expect("a heading");
