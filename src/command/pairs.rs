@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use optix_ir::{DType, Model, Node, Position, Use, ValueId};
 
-use super::signatures::{Likeness, is_transparent, output_quantizer, signatures};
+use super::signatures::{Likeness, folded, is_transparent, output_quantizer, signatures};
 
 /// A value of the first model, its counterpart, and the name of the first.
 pub struct Pair {
@@ -98,7 +98,12 @@ fn alike(model: &Model, likeness: Likeness) -> HashMap<u64, Vec<ValueId>> {
     let mut found: HashMap<u64, Vec<ValueId>> = HashMap::new();
     for value in computed(model) {
         let producer = model.value(value).producer().map(|(id, _)| model.node(id));
-        let is_form = likeness == Likeness::Structure && producer.is_some_and(is_transparent);
+        // What an activation function alone reads counts as one with its result.
+        let is_inner = || match model.value(value).uses() {
+            [Use::Node(reader, 0)] => folded(model, model.node(*reader)).is_some(),
+            _ => false,
+        };
+        let is_form = likeness == Likeness::Structure && (producer.is_some_and(is_transparent) || is_inner());
         if let Some(&signature) = own.get(&value).filter(|_| !is_form) {
             found.entry(signature).or_default().push(value);
         }

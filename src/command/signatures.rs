@@ -59,6 +59,14 @@ pub fn output_quantizer(node: &Node) -> Option<[usize; 2]> {
     }
 }
 
+/// Input and output of an activation function that integer operators take in, and that alone reads what it does:
+/// with it, the two count as one operator.
+pub fn folded(model: &Model, node: &Node) -> Option<(ValueId, ValueId)> {
+    let (input, output) = (node.input(0)?, node.output(0)?);
+    let alone = model.value(input).uses().len() == 1 && model.value(input).producer().is_some();
+    (matches!(node.op_type.as_str(), "Relu" | "Clip") && alone).then_some((input, output))
+}
+
 /// Of each value of the main graph a number that depends on how it is computed, down to inputs (by place) and
 /// constants. Nothing for values behind nodes with bodies.
 pub fn signatures(model: &Model, likeness: Likeness) -> HashMap<ValueId, u64> {
@@ -95,6 +103,11 @@ pub fn signatures(model: &Model, likeness: Likeness) -> HashMap<ValueId, u64> {
                 (None, Some(input)) => found.get(&input).copied(),
                 (None, None) => None,
             };
+            found.extend(signature.map(|signature| (output, signature)));
+            continue;
+        }
+        if !is_exact && let Some((input, output)) = folded(model, node) {
+            let signature = found.get(&input).copied();
             found.extend(signature.map(|signature| (output, signature)));
             continue;
         }

@@ -31,6 +31,9 @@ impl Trial {
     }
 }
 
+/// Tries a candidate; see [`search`].
+pub type Attempt<'a, C, M, E> = &'a mut dyn FnMut(&C) -> Result<Option<(Trial, M)>, E>;
+
 /// What a search came to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Search {
@@ -52,7 +55,7 @@ pub fn search<C, M, E>(
     candidates: &[C],
     most: f64,
     bytes: u64,
-    attempt: &mut dyn FnMut(&C) -> Result<Option<(Trial, M)>, E>,
+    attempt: Attempt<'_, C, M, E>,
     keep: &mut dyn FnMut(&C, &Trial, M) -> Result<(), E>,
 ) -> Result<Search, E> {
     let mut found = Search::default();

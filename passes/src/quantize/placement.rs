@@ -165,9 +165,8 @@ fn classify(model: &Model, id: NodeId, target: &Target) -> Result<Computed, Stri
         }
         "MatMul" => {
             let right = node.input(1).ok_or("its second operand is missing")?;
-            match (model.constant(input), model.constant(right)) {
-                (Some(_), _) => return Err("its first operand is constant".to_owned()),
-                (None, _) => {}
+            if model.constant(input).is_some() {
+                return Err("its first operand is constant".to_owned());
             }
             match float_weights(model, Some(right))?.rank() {
                 2 => Some(1),

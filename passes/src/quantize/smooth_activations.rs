@@ -422,12 +422,16 @@ impl Pass for SmoothActivations {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         self.check(model)?;
-        let (hopeless, groups): (Vec<Group>, Vec<Group>) =
-            self.groups(model, cx).into_iter().partition(|group| self.is_hopeless(model, group));
-        for group in &hopeless {
-            let reason =
-                "nothing before it takes the division in, and a Mul would take as long as its products";
-            leave(model, group, reason, cx);
+        let mut groups = Vec::new();
+        for group in self.groups(model, cx) {
+            match self.hopeless(model, &group) {
+                Some(reason) => leave(model, &group, &reason, cx),
+                None => groups.push(group),
+            }
+        }
+        // Statistics of activations do not do: they say nothing of rows. Without groups nothing is needed.
+        if !groups.is_empty() && !cx.is_replaying() {
+            cx.calibration()?;
         }
         let alphas: Vec<f32> = self.alphas.iter().map(|&alpha| alpha as f32).collect();
         // Filled when the first decision is made, and never when a lock is applied.

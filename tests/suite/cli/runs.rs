@@ -203,7 +203,7 @@ fn looking_at_the_passes_at_work() {
     optix_ir::text::parse(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     assert_eq!(run.stdout, "", "stdout is for the result");
     let all = place.ok(&format!("{line} --print-after all -q")).stderr;
-    assert_eq!(all.matches("# after ").count(), 6, "{all}");
+    assert_eq!(all.matches("# after ").count(), 7, "{all}");
     let error = place.ends(&format!("{line} --print-after eliminate-ded"), 2).stderr;
     assert!(error.contains("did you mean `eliminate-dead`?"), "{error}");
 
@@ -211,9 +211,9 @@ fn looking_at_the_passes_at_work() {
     let mut dumps: Vec<_> =
         std::fs::read_dir(place.path("dumps")).expect("dumps").flatten().map(|entry| entry.path()).collect();
     dumps.sort();
-    assert_eq!(dumps.len(), 6);
+    assert_eq!(dumps.len(), 7);
     assert!(dumps[0].ends_with("00-fold-constants.onnx"));
-    assert!(std::fs::read(&dumps[5]).expect("a dump") == place.read("out.onnx"), "the last is the result");
+    assert!(std::fs::read(&dumps[6]).expect("a dump") == place.read("out.onnx"), "the last is the result");
 
     let checked = place.json("run clean fixtures/graphs/identities.onnx -o out.onnx --check --json");
     for step in checked["steps"].as_array().expect("steps") {
