@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pathlib
 import statistics
 import struct
@@ -302,7 +303,7 @@ def fused(model, work):
     import onnx
     import onnxruntime as ort
 
-    saved = work / "optimized.onnx"
+    saved = work / f"optimized-{os.getpid()}.onnx"
     session(model, save=saved, level=ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED)
     kinds = [node.op_type for node in onnx.load(saved).graph.node]
     count = lambda *names: sum(kind in names for kind in kinds)

@@ -218,6 +218,10 @@ def main():
         common.note(subject.name)
         document[subject.name] = rows_for(options, subject, work)
         text += render(subject, document[subject.name]) + "\n"
+        if options.out:
+            # What is measured is not lost when a later model fails.
+            options.out.mkdir(parents=True, exist_ok=True)
+            (options.out / "quantize_real.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         if found := verdict(document[subject.name]):
             summary.append([subject.name, *found])
     head = common.table(["model", "metric", "float", "best peer", "optix", "optix against it"], summary) + "\n\n" if summary else ""
