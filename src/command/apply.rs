@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use optix_base::{OutFile, escape_for_terminal};
-use optix_io::{ExternalData, Format, SaveOptions};
+use optix_io::Format;
 use optix_passes::PASSES;
 use optix_pipeline::lock::Lock;
 use optix_pipeline::runner::{self, RunOptions};
@@ -31,12 +31,7 @@ pub fn apply(
     let loaded = setup::load(global, model_path)?;
     locked.check_input(&lock::input_files(&loaded)?).with_context(about)?;
     let target = if in_place { model_path } else { output.unwrap_or(Path::new("")) };
-    let save = SaveOptions {
-        inputs: loaded.sources.clone(),
-        in_place,
-        external_data: if locked.external_data { ExternalData::Always } else { ExternalData::Auto },
-        format: Some(optix_io::output_format(target, loaded.format)?),
-    };
+    let save = setup::save_options(&loaded, target, in_place, locked.external_data)?;
     run::check_has_graph(&loaded, &recipe, model_path)?;
     optix_io::check_target(target, &save)?;
     if !target.is_dir() {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::bail;
 use optix_base::{CancelToken, OutFile, escape_for_terminal};
 use optix_data::Dataset;
-use optix_io::{ExternalData, Loaded, SaveOptions};
+use optix_io::{Loaded, SaveOptions};
 use optix_passes::PASSES;
 use optix_pipeline::auto::{self, Search, Trial};
 use optix_pipeline::report::{Interval, Requirement};
@@ -193,6 +193,11 @@ pub fn quantize_auto(
     if !(options.max_drop >= 0.0 && options.max_drop <= 100.0) {
         bail!("--max-drop {}: points of accuracy, from 0 to 100", options.max_drop);
     }
+    if output.in_place {
+        bail!(
+            "every candidate starts from the original, which must stay until the search ends: give `-o FILE`"
+        );
+    }
     let Some(judged_on) = options.tune.or(data.calib.as_deref()) else {
         bail!(
             "candidates are judged on data: give `--calib DATA`, or `--tune DATA` where there is nothing to calibrate on"
@@ -205,21 +210,10 @@ pub fn quantize_auto(
     }
     let candidates = candidates(options, data.calib.is_some())?;
     let loaded = setup::load(global, model_path)?;
-    let target =
-        if output.in_place { model_path.to_owned() } else { output.output.clone().unwrap_or_default() };
-    let save = SaveOptions {
-        inputs: loaded.sources.clone(),
-        in_place: output.in_place,
-        external_data: if output.external_data { ExternalData::Always } else { ExternalData::Auto },
-        format: Some(optix_io::output_format(&target, loaded.format)?),
-    };
+    let target = output.output.clone().unwrap_or_default();
+    let save = setup::save_options(&loaded, &target, false, output.external_data)?;
     for candidate in &candidates {
         run::check_has_graph(&loaded, &candidate.recipe, model_path)?;
-    }
-    if output.in_place {
-        bail!(
-            "every candidate starts from the original, which must stay until the search ends: give `-o FILE`"
-        );
     }
     optix_io::check_target(&target, &save)?;
     let ceiling = data.memory.max_memory.map(|size| Ceiling { bytes: size.0 });

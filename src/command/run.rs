@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::bail;
 use optix_base::{OutFile, escape_for_terminal};
 use optix_data::Dataset;
-use optix_io::{ExternalData, Format, Loaded, SaveOptions};
+use optix_io::{Format, Loaded};
 use optix_passes::PASSES;
 use optix_pipeline::check::OpsEvaluator;
 use optix_pipeline::report::{DataFacts, MemoryFacts, ModelFacts, Overlap, Report, SCHEMA};
@@ -147,12 +147,7 @@ pub fn run_recipe(
     let loaded = setup::load(global, model_path)?;
     let target =
         if output.in_place { model_path.to_owned() } else { output.output.clone().unwrap_or_default() };
-    let save = SaveOptions {
-        inputs: loaded.sources.clone(),
-        in_place: output.in_place,
-        external_data: if output.external_data { ExternalData::Always } else { ExternalData::Auto },
-        format: Some(optix_io::output_format(&target, loaded.format)?),
-    };
+    let save = setup::save_options(&loaded, &target, output.in_place, output.external_data)?;
     check_has_graph(&loaded, &recipe, model_path)?;
     optix_io::check_target(&target, &save)?;
     let mut calibration = match &recipe.data.calib {

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use optix_base::{CancelToken, ErrorClass, Limits, escape_for_terminal};
 use optix_data::{Batch, DataError, Dataset, Digest, InputSpec, OpenOptions};
-use optix_io::{LoadOptions, Loaded};
+use optix_io::{ExternalData, LoadOptions, Loaded, SaveOptions};
 use optix_ir::{AttributeValue, Model, Type, ValueId};
 use optix_pipeline::{Calibration, OracleError};
 use optix_runtime::{Engine, EngineDeployment, EngineOracle, Lane};
@@ -40,6 +40,21 @@ pub fn load(global: &Global, path: &Path) -> anyhow::Result<Loaded> {
 
 /// Weights named in warnings; the rest is counted.
 const NAMED: usize = 20;
+
+/// How a model made from another one is written.
+pub fn save_options(
+    loaded: &Loaded,
+    target: &Path,
+    in_place: bool,
+    external_data: bool,
+) -> anyhow::Result<SaveOptions> {
+    Ok(SaveOptions {
+        inputs: loaded.sources.clone(),
+        in_place,
+        external_data: if external_data { ExternalData::Always } else { ExternalData::Auto },
+        format: Some(optix_io::output_format(target, loaded.format)?),
+    })
+}
 
 /// One warning for every weight with values that are NaN or infinite: legal, and hardly ever meant.
 pub fn non_finite(model: &Model) -> Vec<String> {

@@ -1,9 +1,11 @@
 //! Batch normalization as part of the layer before it.
 
-use optix_ir::{DType, Model, NodeId, Tensor, Use, ValueId};
+use optix_ir::{Model, NodeId, Tensor, Use, ValueId};
 use optix_pipeline::{Cx, Family, Interface, Named, Numerics, Pass, PassError, Promises, Topology};
 use schemars::JsonSchema;
 use serde::Deserialize;
+
+use super::{floats, layer_bias};
 
 /// Folds BatchNormalization into the Conv, ConvTranspose or Gemm before it: weights times
 /// gamma / sqrt(variance + epsilon), bias to match.
@@ -78,15 +80,6 @@ struct Folding {
     replaced: Vec<ValueId>,
 }
 
-fn floats(model: &Model, value: Option<ValueId>, what: &str) -> Result<Vec<f64>, String> {
-    let value = value.ok_or_else(|| format!("its {what} is missing"))?;
-    let tensor = model.constant(value).ok_or_else(|| format!("its {what} is not constant"))?;
-    match tensor.dtype() {
-        DType::F32 => tensor.to_f64s().map_err(|error| error.to_string()),
-        other => Err(format!("its {what} is {other}")),
-    }
-}
-
 fn prepare(model: &Model, id: NodeId) -> Result<Folding, String> {
     let norm = model.node(id);
     if norm.int("training_mode").unwrap_or(0) != 0 {
@@ -132,16 +125,7 @@ fn prepare(model: &Model, id: NodeId) -> Result<Folding, String> {
     if !fits {
         return Err("its channels do not fit the layer's".to_owned());
     }
-    let bias = match held.input(2) {
-        None => vec![0.0; channels],
-        Some(bias) => {
-            let bias = floats(model, Some(bias), "layer's bias")?;
-            if bias.len() != channels {
-                return Err("the layer's bias has another shape than its channels".to_owned());
-            }
-            bias
-        }
-    };
+    let bias = layer_bias(model, held, channels)?;
     let factors: Vec<f64> = gamma.iter().zip(&variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
     if factors.iter().any(|factor| !factor.is_finite()) {
         return Err("its scale or variance is not finite or negative".to_owned());

@@ -1,9 +1,11 @@
 //! A constant added behind a layer as that layer's bias.
 
-use optix_ir::{DType, Model, NodeId, Tensor, Use, ValueId};
+use optix_ir::{Model, NodeId, Tensor, Use, ValueId};
 use optix_pipeline::{Cx, Family, Interface, Named, Numerics, Pass, PassError, Promises, Topology};
 use schemars::JsonSchema;
 use serde::Deserialize;
+
+use super::{floats, layer_bias};
 
 /// Makes a constant that is added behind a Conv, ConvTranspose or Gemm, one number a channel, part of the
 /// layer's bias.
@@ -117,13 +119,6 @@ fn channels(model: &Model, layer: NodeId) -> Result<(usize, usize, usize), Strin
     Ok((at(if node.int("transB").unwrap_or(0) != 0 { 0 } else { 1 })?, 1, 2))
 }
 
-fn floats(tensor: &Tensor, what: &str) -> Result<Vec<f64>, String> {
-    match tensor.dtype() {
-        DType::F32 => tensor.to_f64s().map_err(|error| error.to_string()),
-        other => Err(format!("{what} is {other}")),
-    }
-}
-
 fn prepare(model: &Model, id: NodeId, Addition { layer, constant }: Addition) -> Result<Folding, String> {
     let held = model.node(layer);
     let before = held.output(0).ok_or("the layer's output is missing")?;
@@ -138,18 +133,8 @@ fn prepare(model: &Model, id: NodeId, Addition { layer, constant }: Addition) ->
     if added.shape().iter().enumerate().any(|(place, &size)| size != 1 && !apart(place, size)) {
         return Err("what is added is not one number a channel".to_owned());
     }
-    let added = floats(added, "what is added")?;
-    let bias = match held.input(2) {
-        None => vec![0.0; channels],
-        Some(bias) => {
-            let bias = model.constant(bias).ok_or("the layer's bias is not constant")?;
-            let bias = floats(bias, "the layer's bias")?;
-            if bias.len() != channels {
-                return Err("the layer's bias has another shape than its channels".to_owned());
-            }
-            bias
-        }
-    };
+    let added = floats(model, Some(constant), "addend")?;
+    let bias = layer_bias(model, held, channels)?;
     let of_channel = |channel: usize| added.get(if added.len() == 1 { 0 } else { channel }).copied();
     let bias = bias.iter().enumerate();
     let bias: Option<Vec<f32>> =

@@ -7,13 +7,14 @@
 //! means). One run suffices: the model that is run has nodes behind each layer that compute its mean and
 //! shift it, so that what comes later sees layers that are corrected already.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Dim, Model, Node, NodeId, Position, Tensor, Type, Use, ValueId, ValueInfo};
-use optix_pipeline::{Batch, Batches, Cx, DecisionError, OracleError, PackedFloats, PassError};
+use optix_pipeline::{Batch, Cx, DecisionError, OracleError, PackedFloats, PassError, SignalNoise};
 use serde::{Deserialize, Serialize};
 
+use super::decided::named_at;
+use super::numbered;
 use super::output_error::Errors;
 use super::placement::Placement;
 
@@ -60,22 +61,21 @@ fn layer(model: &Model, id: NodeId) -> Option<Layer> {
     let node = model.node(id);
     let output = node.output(0)?;
     let weights = model.constant(node.input(1)?)?;
-    let is_float = |value: ValueId| model.constant(value).is_some_and(|held| held.dtype() == DType::F32);
     let made = |channels: usize, axis: usize, rank: usize, home: Home| {
         (channels > 0).then_some(Layer { node: id, output, channels, axis, rank, home })
     };
+    // A bias that is there must be constant, with a float for each channel.
+    let with_bias = |channels: usize, rank: usize| {
+        let held = node.input(2).map(|bias| model.constant(bias));
+        let is_free = held.is_none_or(|held| {
+            held.is_some_and(|held| held.dtype() == DType::F32 && held.shape() == [channels])
+        });
+        is_free.then(|| made(channels, 1, rank, Home::Bias))?
+    };
     match (node.op_type.as_str(), weights.shape()) {
-        ("Conv", shape) => {
-            let channels = *shape.first()?;
-            let fits = |bias: ValueId| model.constant(bias).is_some_and(|held| held.shape() == [channels]);
-            let free = node.input(2).is_none_or(|bias| is_float(bias) && fits(bias));
-            free.then(|| made(channels, 1, shape.len(), Home::Bias))?
-        }
+        ("Conv", shape) => with_bias(*shape.first()?, shape.len()),
         ("Gemm", &[rows, columns]) => {
-            let channels = if node.int("transB").unwrap_or(0) != 0 { rows } else { columns };
-            let fits = |bias: ValueId| model.constant(bias).is_some_and(|held| held.shape() == [channels]);
-            let free = node.input(2).is_none_or(|bias| is_float(bias) && fits(bias));
-            free.then(|| made(channels, 1, 2, Home::Bias))?
+            with_bias(if node.int("transB").unwrap_or(0) != 0 { rows } else { columns }, 2)
         }
         ("MatMul", &[_, channels]) => {
             let rank = model.value(output).ty.as_ref()?.shape()?.len();
@@ -166,27 +166,6 @@ fn spread(model: &Model, samples: usize, cx: &mut Cx<'_>) -> Result<Vec<Batch>, 
     Ok(kept)
 }
 
-/// Shows `visit` each wanted value with the place of its batch.
-fn observe(
-    model: &Model,
-    wanted: &[ValueId],
-    batches: &[Batch],
-    cx: &mut Cx<'_>,
-    visit: &mut dyn FnMut(usize, ValueId, &Tensor) -> Result<(), OracleError>,
-) -> Result<(), PassError> {
-    let mut once = wanted.to_vec();
-    once.sort_unstable();
-    once.dedup();
-    let given = Cell::new(0usize);
-    let given_batches: Batches<'_> = &mut batches.iter().map(|batch| {
-        given.set(given.get() + 1);
-        Ok(batch.clone())
-    });
-    cx.oracle()
-        .observe(model, &once, given_batches, &mut |value, tensor| visit(given.get() - 1, value, tensor))?;
-    Ok(())
-}
-
 /// The shift of every layer's channels that brings the means of the quantized model to those of the float
 /// one; none for layers whose means are not finite.
 fn measured_shifts(
@@ -199,18 +178,27 @@ fn measured_shifts(
     let outputs: Vec<ValueId> = layers.iter().map(|layer| layer.output).collect();
     let by_output: BTreeMap<ValueId, usize> = outputs.iter().copied().zip(0..).collect();
     let mut wanted: Vec<Vec<Vec<f32>>> = vec![vec![Vec::new(); layers.len()]; batches.len()];
-    observe(float, &outputs, batches, cx, &mut |batch, value, tensor| {
-        let place = by_output[&value];
-        let layer = &layers[place];
-        let shape = tensor.shape();
-        if shape.len() == layer.rank
-            && shape[layer.axis] == layer.channels
-            && let Ok(elements) = tensor.to_slice::<f32>()
-        {
-            wanted[batch][place] = means(&elements, shape, layer.axis);
-        }
-        Ok(())
-    })?;
+    let samples: usize = batches.iter().map(|batch| batch.count).sum();
+    let what = ("measuring means", samples);
+    numbered::observe(
+        what,
+        float,
+        &outputs,
+        &mut batches.iter().cloned(),
+        cx,
+        &mut |batch, value, tensor| {
+            let place = by_output[&value];
+            let layer = &layers[place];
+            let shape = tensor.shape();
+            if shape.len() == layer.rank
+                && shape[layer.axis] == layer.channels
+                && let Ok(elements) = tensor.to_slice::<f32>()
+            {
+                wanted[batch][place] = means(&elements, shape, layer.axis);
+            }
+            Ok(())
+        },
+    )?;
     let (model, names, gaps) = instrumented(quantized, layers);
     let fed: Vec<Batch> = batches
         .iter()
@@ -229,7 +217,7 @@ fn measured_shifts(
         .collect();
     let by_gap: BTreeMap<ValueId, usize> = gaps.iter().copied().zip(0..).collect();
     let mut sums: Vec<Vec<f64>> = layers.iter().map(|layer| vec![0.0; layer.channels]).collect();
-    observe(&model, &gaps, &fed, cx, &mut |batch, value, tensor| {
+    numbered::observe(what, &model, &gaps, &mut fed.iter().cloned(), cx, &mut |batch, value, tensor| {
         let place = by_gap[&value];
         let count = fed[batch].count as f64;
         if let Ok(gaps) = tensor.to_slice::<f32>() {
@@ -239,7 +227,6 @@ fn measured_shifts(
         }
         Ok(())
     })?;
-    let samples: usize = batches.iter().map(|batch| batch.count).sum();
     let is_seen = |place: usize| wanted.iter().all(|means| !means[place].is_empty());
     let shifts = sums.into_iter().enumerate().map(|(place, sums)| {
         let shift: Vec<f32> = sums.iter().map(|sum| (sum / samples.max(1) as f64) as f32).collect();
@@ -283,9 +270,7 @@ pub(super) fn apply(
     let mut replaced = Vec::new();
     for Shift { node, place, shift } in shifts {
         let unusable = |what| PassError::from(DecisionError::Unusable { key: "bias".to_owned(), what });
-        let known =
-            order.get(*place).filter(|id| optix_pipeline::naming::node_and_op(model, **id).0 == *node);
-        let Some(layer) = known.and_then(|&id| layer(model, id)) else {
+        let Some(layer) = named_at(model, &order, *place, node).and_then(|id| layer(model, id)) else {
             return Err(unusable(format!("node {place} of the model is not `{node}`, or has no bias")));
         };
         if shift.0.len() != layer.channels || shift.0.iter().any(|by| !by.is_finite()) {
@@ -324,18 +309,7 @@ fn relative(expected: &Tensor, found: &Tensor) -> Option<f64> {
         return None;
     }
     let (a, b) = (expected.to_slice::<f32>().ok()?, found.to_slice::<f32>().ok()?);
-    let (mut signal, mut noise) = (0f64, 0f64);
-    for (&a, &b) in a.iter().zip(b.iter()) {
-        signal += f64::from(a).powi(2);
-        noise += (f64::from(a) - f64::from(b)).powi(2);
-    }
-    Some(if signal > 0.0 && noise.is_finite() {
-        noise / signal
-    } else if noise == 0.0 {
-        0.0
-    } else {
-        f64::INFINITY
-    })
+    Some(SignalNoise::of(&a, &b).ratio())
 }
 
 /// What came of the search.

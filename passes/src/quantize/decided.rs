@@ -76,6 +76,12 @@ struct FloatNode {
     reason: String,
 }
 
+/// The node at a place in the order of execution, if it has the recorded name.
+pub(super) fn named_at(model: &Model, order: &[NodeId], place: usize, name: &str) -> Option<NodeId> {
+    let id = *order.get(place)?;
+    (optix_pipeline::naming::node_and_op(model, id).0 == name).then_some(id)
+}
+
 /// The nodes that stay float although they could be quantized, each with the reason: what `judge` measures,
 /// recorded as `float`; or what a lock says.
 pub(super) fn float_nodes(
@@ -94,8 +100,7 @@ pub(super) fn float_nodes(
     })?;
     let mut float = BTreeMap::new();
     for FloatNode { node, place, reason } in recorded {
-        let known = order.get(place).filter(|id| optix_pipeline::naming::node_and_op(model, **id).0 == node);
-        let Some(&id) = known else {
+        let Some(id) = named_at(model, &order, place, &node) else {
             let what = format!("node {place} of the model is not `{node}`");
             return Err(DecisionError::Unusable { key: "float".to_owned(), what }.into());
         };

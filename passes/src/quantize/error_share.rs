@@ -13,14 +13,14 @@
 //! with one another. In simulations with 40 to 300 layers and 24 to 32 runs shares are off by some percent of
 //! the whole.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::{DType, Model, Node, Position, Tensor, Type, Use, ValueId, ValueInfo};
-use optix_pipeline::{Batch, Batches, Cx, PassError};
+use optix_pipeline::{Batch, Cx, PassError};
 use rand_chacha::rand_core::Rng;
 
 use super::measure::Measured;
+use super::numbered;
 
 /// Elements of an output that are looked at, about; evenly apart when it has more.
 const ELEMENTS: usize = 1 << 14;
@@ -244,26 +244,24 @@ fn run(
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Found>, PassError> {
     let none = Tensor::from_vec(vec![1], vec![0f32]);
-    let given = Cell::new(0usize);
-    let batches: Batches<'_> = &mut plan.iter().map(|(sample, factors)| {
-        given.set(given.get() + 1);
+    let batches = &mut plan.iter().map(|(sample, factors)| {
         let mut batch = samples[*sample].clone();
         for (injection, &factor) in injections.iter().zip(factors) {
             let error = errors.get(&(injection.place, *sample)).unwrap_or(&none);
             batch.feeds.push((injection.error.clone(), error.clone()));
             batch.feeds.push((injection.factor.clone(), Tensor::from_vec(vec![1], vec![factor])));
         }
-        Ok(batch)
+        batch
     });
     let wanted: Vec<ValueId> = outputs.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
     let mut found = vec![vec![Vec::new(); outputs.len()]; plan.len()];
-    let total = plan.len() as u64;
-    cx.observe_batches("propagating errors", total, model, &wanted, batches, &mut |value, tensor| {
+    let what = ("propagating errors", plan.len());
+    numbered::observe(what, model, &wanted, batches, cx, &mut |run, value, tensor| {
         if let (DType::F32, Ok(elements)) = (tensor.dtype(), tensor.to_slice::<f32>()) {
             // An odd distance, so that it does not fall on the same column of every row.
             let step = if elements.len() <= ELEMENTS { 1 } else { elements.len().div_ceil(ELEMENTS) | 1 };
             for (place, _) in outputs.iter().enumerate().filter(|(_, output)| **output == value) {
-                found[given.get() - 1][place] = elements.iter().step_by(step).copied().collect();
+                found[run][place] = elements.iter().step_by(step).copied().collect();
             }
         }
         Ok(())

@@ -4,13 +4,13 @@
 //! the quantized model says about them is copied, whatever its types are. The differences from the float
 //! output are looked at as they are computed, so that one run a sample is all it takes.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, ValueId};
-use optix_pipeline::{Batch, Batches, Cx, ErrorSplit, PassError};
+use optix_pipeline::{Batch, Cx, ErrorSplit, PassError};
 
 use super::measure::Measured;
+use super::numbered;
 
 /// A source of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -348,18 +348,13 @@ pub(super) fn split(
     let mut sums: BTreeMap<ValueId, Sums> = BTreeMap::new();
     let mut bytes = 0usize;
     let values: Vec<ValueId> = wanted.keys().copied().collect();
-    let given = Cell::new(0usize);
-    let batches: Batches<'_> = &mut samples.iter().map(|sample| {
-        given.set(given.get() + 1);
-        Ok(sample.clone())
-    });
-    let total = samples.len() as u64;
-    cx.observe_batches("splitting errors", total, &builder.model, &values, batches, &mut |value, tensor| {
+    let batches = &mut samples.iter().cloned();
+    let what = ("splitting errors", samples.len());
+    numbered::observe(what, &builder.model, &values, batches, cx, &mut |sample, value, tensor| {
         let Some(&(place, source, axis)) = wanted.get(&value) else { return Ok(()) };
         if let (DType::F32, Ok(elements)) = (tensor.dtype(), tensor.to_slice::<f32>()) {
             sums.entry(value).or_default().add(&elements, tensor.shape(), axis);
         }
-        let sample = given.get() - 1;
         if source == Some(Source::All) && sample < keep {
             bytes += tensor.bytes().len();
             if bytes <= most {

@@ -19,6 +19,7 @@ mod float8;
 mod ledger;
 mod measure;
 mod node_weights;
+mod numbered;
 pub mod observer;
 mod output_error;
 pub mod packing;

@@ -1,12 +1,12 @@
 //! Which ranges lose least, measured where it counts: at the outputs of layers and of the model.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Model, ValueId};
-use optix_pipeline::{Batch, Batches, Cx, PassError};
+use optix_pipeline::{Batch, Cx, PassError};
 
 use super::affine::Affine;
+use super::numbered;
 use super::placement::Placement;
 use super::rewrite;
 
@@ -62,23 +62,25 @@ fn run(
         places.entry(value).or_default().push(place);
     }
     let once: Vec<ValueId> = places.keys().copied().collect();
-    let given = Cell::new(0usize);
-    let batches: Batches<'_> = &mut samples.iter().map(|sample| {
-        given.set(given.get() + 1);
-        Ok(sample.clone())
-    });
-    cx.oracle().observe(model, &once, batches, &mut |value, tensor| {
-        if tensor.dtype() == DType::F32
-            && let Ok(elements) = tensor.to_slice::<f32>()
-        {
-            let kept = some(&elements);
-            for &place in &places[&value] {
-                show(place, given.get() - 1, kept.clone());
+    let batches = &mut samples.iter().cloned();
+    numbered::observe(
+        ("judging ranges", samples.len()),
+        model,
+        &once,
+        batches,
+        cx,
+        &mut |sample, value, tensor| {
+            if tensor.dtype() == DType::F32
+                && let Ok(elements) = tensor.to_slice::<f32>()
+            {
+                let kept = some(&elements);
+                for &place in &places[&value] {
+                    show(place, sample, kept.clone());
+                }
             }
-        }
-        Ok(())
-    })?;
-    Ok(())
+            Ok(())
+        },
+    )
 }
 
 impl Errors {
