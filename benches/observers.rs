@@ -1,30 +1,15 @@
-//! How fast calibration looks at activations, on one thread:
+//! How fast calibration looks at activations, on one thread, beside a copy of the same tensor, and how long it
+//! takes to choose a range:
 //!
-//!     cargo bench --bench observers
+//!     cargo bench --bench observers [-- FILTER]
 //!
-//! Gigabytes a second of an observer, beside copying the same tensors: of the size of a layer's output (larger
-//! than a processor's caches, and within them), with channels as convolutions and as products have them, and
-//! the time of each method that chooses a range. Printed are medians.
-
-#![allow(clippy::print_stdout)]
+//! Tensors are of the size of a layer's output: larger than a processor's caches, and within them.
 
 use std::hint::black_box;
-use std::time::Instant;
 
-use optix_data::Latencies;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use optix_ir::DType;
 use optix_passes::quantize::observer::Observer;
-
-/// Median seconds of a call, over at least 9 calls and half a second.
-fn median(mut call: impl FnMut()) -> f64 {
-    let mut seconds = Vec::new();
-    while seconds.len() < 9 || seconds.iter().sum::<f64>() < 0.5 {
-        let start = Instant::now();
-        call();
-        seconds.push(start.elapsed().as_secs_f64());
-    }
-    Latencies::new(seconds).median()
-}
 
 /// Bell-shaped numbers, the same everywhere; without those below zero for `rectified`.
 fn values(count: usize, rectified: bool) -> Vec<f32> {
@@ -37,54 +22,61 @@ fn values(count: usize, rectified: bool) -> Vec<f32> {
     bell.map(|x| if rectified { x.max(0.0) } else { x }).collect()
 }
 
-fn main() {
-    let shapes: [(&str, Vec<usize>); 3] = [
-        ("convolution, 16 x 64 x 56 x 56", vec![16, 64, 56, 56]),
-        ("convolution, 16 x 32 x 14 x 14", vec![16, 32, 14, 14]),
-        ("product, 16 x 128 x 384", vec![16, 128, 384]),
+const KINDS: [(&str, bool); 2] = [("bell", false), ("behind Relu", true)];
+
+fn observing(criterion: &mut Criterion) {
+    let shapes: [(&str, Vec<usize>, i64); 3] = [
+        ("convolution 16 x 64 x 56 x 56", vec![16, 64, 56, 56], 1),
+        ("convolution 16 x 32 x 14 x 14", vec![16, 32, 14, 14], 1),
+        ("product 16 x 128 x 384", vec![16, 128, 384], -1),
     ];
-    for (name, shape) in shapes {
+    for (name, shape, axis) in shapes {
         let count: usize = shape.iter().product();
-        let gigabytes = (count * 4) as f64 / 1e9;
-        for (kind, rectified) in [("bell", false), ("behind Relu", true)] {
+        let mut group = criterion.benchmark_group(name);
+        group.throughput(Throughput::Bytes(4 * count as u64)).sample_size(20);
+        for (kind, rectified) in KINDS {
             let elements = values(count, rectified);
             let mut copy = vec![0f32; count];
-            let copying = median(|| black_box(&mut copy).copy_from_slice(black_box(&elements)));
-            let observing = |axis: Option<i64>| {
+            group.bench_function(format!("{kind}, copy"), |bencher| {
+                bencher.iter(|| black_box(&mut copy).copy_from_slice(black_box(&elements)));
+            });
+            for (what, axis) in [("observer", None), ("observer with channels", Some(axis))] {
                 let mut observer = Observer::new(axis);
-                median(|| observer.observe(black_box(&elements), &shape, shape[0]))
-            };
-            let axis = if shape.len() == 4 { 1 } else { -1 };
-            let (plain, channels) = (observing(None), observing(Some(axis)));
-            println!(
-                "{name}, {kind}: copying {:.2} GB/s, observing {:.2} GB/s, with channels {:.2} GB/s",
-                gigabytes / copying,
-                gigabytes / plain,
-                gigabytes / channels
-            );
+                group.bench_function(format!("{kind}, {what}"), |bencher| {
+                    bencher.iter(|| observer.observe(black_box(&elements), &shape, shape[0]));
+                });
+            }
         }
     }
-    for (kind, rectified) in [("bell", false), ("behind Relu", true)] {
+}
+
+fn choosing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("choosing a range");
+    for (kind, rectified) in KINDS {
         let mut observer = Observer::default();
         observer.observe(&values(1 << 20, rectified), &[1 << 20], 1);
-        let of = |choose: &dyn Fn(&Observer)| 1e6 * median(|| choose(black_box(&observer)));
-        println!(
-            "choosing a range, {kind}, microseconds: min-max {:.1}, mean-extremes {:.1}, percentile {:.0}, entropy {:.0}, mse {:.0}",
-            of(&|observer| {
-                black_box(observer.min_max(DType::U8));
-            }),
-            of(&|observer| {
-                black_box(observer.mean_extremes(DType::U8));
-            }),
-            of(&|observer| {
-                black_box(observer.percentile(99.999, DType::U8));
-            }),
-            of(&|observer| {
-                black_box(observer.entropy(DType::U8));
-            }),
-            of(&|observer| {
-                black_box(observer.mean_squared_error(DType::U8));
-            }),
-        );
+        let mut bench = |name: &str, choose: &dyn Fn(&Observer)| {
+            group.bench_function(format!("{kind}, {name}"), |bencher| {
+                bencher.iter(|| choose(black_box(&observer)));
+            });
+        };
+        bench("min-max", &|observer| {
+            black_box(observer.min_max(DType::U8));
+        });
+        bench("mean-extremes", &|observer| {
+            black_box(observer.mean_extremes(DType::U8));
+        });
+        bench("percentile", &|observer| {
+            black_box(observer.percentile(99.999, DType::U8));
+        });
+        bench("entropy", &|observer| {
+            black_box(observer.entropy(DType::U8));
+        });
+        bench("mse", &|observer| {
+            black_box(observer.mean_squared_error(DType::U8));
+        });
     }
 }
+
+criterion_group!(benches, observing, choosing);
+criterion_main!(benches);
