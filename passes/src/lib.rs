@@ -9,6 +9,7 @@ mod cut;
 mod names;
 pub mod precision;
 pub mod quantize;
+mod unroll;
 
 use optix_pipeline::PassSpec;
 
@@ -27,6 +28,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<quantize::QuantizeStatic>(),
     PassSpec::of::<quantize::QuantizeDynamic>(),
     PassSpec::of::<quantize::CompressWeights>(),
+    PassSpec::of::<quantize::LearnRounding>(),
     PassSpec::of::<quantize::CertifyOverflow>(),
     PassSpec::of::<precision::ConvertPrecision>(),
     PassSpec::of::<quantize::QuantizeWeights>(),

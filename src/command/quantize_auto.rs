@@ -36,11 +36,15 @@ pub struct Options<'a> {
 /// What is tried, in order of price: a name, a built-in recipe and what is set in it. The first ones need
 /// calibration data.
 const LADDER: &[(&str, &str, &[&str])] = &[
-    ("int8", "int8-cpu", &["min-sqnr=0", "bias-correction=false"]),
-    ("int8, biases corrected", "int8-cpu", &["min-sqnr=0"]),
-    ("int8, layers equalized", "int8-accurate", &["min-sqnr=0"]),
-    ("int8, 25 dB kept", "int8-accurate", &["min-sqnr=25"]),
-    ("int8, 35 dB kept", "int8-accurate", &["min-sqnr=35"]),
+    (
+        "int8",
+        "int8-cpu",
+        &["quantize-static.min-sqnr=0", "quantize-static.bias-correction=false", "learn-rounding.samples=0"],
+    ),
+    ("int8, biases corrected, weights rounded for their layers", "int8-cpu", &["quantize-static.min-sqnr=0"]),
+    ("int8, layers equalized", "int8-accurate", &["quantize-static.min-sqnr=0"]),
+    ("int8, 25 dB kept", "int8-accurate", &["quantize-static.min-sqnr=25"]),
+    ("int8, 35 dB kept", "int8-accurate", &["quantize-static.min-sqnr=35"]),
     ("int8 products, ranges at run time", "dynamic-transformer", &[]),
     ("int8 weights", "int8-weights", &[]),
     ("float16", "f16", &[]),
@@ -62,8 +66,7 @@ fn candidates(options: &Options<'_>, is_calibrated: bool) -> anyhow::Result<Vec<
         }
         let mut overrides: Vec<Override> = Vec::new();
         for option in *set {
-            let option = format!("quantize-static.{option}").parse();
-            overrides.push(option.map_err(|what: String| anyhow::anyhow!("{what}"))?);
+            overrides.push(option.parse().map_err(|what: String| anyhow::anyhow!("{what}"))?);
         }
         if !options.exclude.is_empty() {
             let parsed = Recipe::parse(text, recipe, PASSES, &[])?;

@@ -4,6 +4,7 @@ use optix_base::CancelToken;
 use optix_data::{Batch, DataError};
 use optix_ir::{DType, Model, ModelBuilder, NodeId, Tensor, ValueId};
 use optix_passes::PASSES;
+use optix_passes::quantize::certificate::{WeightLayout, pairs_can_saturate};
 use optix_pipeline::check::relative_difference;
 use optix_pipeline::report::StepReport;
 use optix_pipeline::runner::{self, RunOptions};
@@ -49,8 +50,18 @@ fn run(
     calibration: Option<&dyn Calibration>,
     deployment: Option<&mut Table>,
 ) -> Vec<StepReport> {
+    run_with(recipe, model, calibration, deployment, (2, RunOptions::default()))
+}
+
+fn run_with(
+    recipe: &str,
+    model: &mut Model,
+    calibration: Option<&dyn Calibration>,
+    deployment: Option<&mut Table>,
+    (threads, options): (usize, RunOptions),
+) -> Vec<StepReport> {
     let recipe = Recipe::parse(&format!("version = 1\n{recipe}"), "test", PASSES, &[]).expect("it parses");
-    let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions { threads: 2, ..LoadOptions::default() });
+    let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions { threads, ..LoadOptions::default() });
     let mut resources = Resources {
         oracle: &mut oracle,
         calibration,
@@ -60,7 +71,7 @@ fn run(
         statistics: None,
         cancel: CancelToken::new(),
     };
-    runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {})
+    runner::run(&recipe, model, &mut resources, &options, &mut |_, _| {})
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -391,4 +402,96 @@ fn what_stays_float_keeps_its_bias() {
     assert_eq!(steps[0].changes.counters["nodes quantized"], 0, "{:?}", steps[0].changes.notes);
     let fresh = [positive(4, 3)];
     assert_eq!(outputs(&model, &fresh)[0].bytes(), outputs(&float, &fresh)[0].bytes());
+}
+
+/// A net whose inputs go together, so that what one weight loses another can give back.
+fn correlated() -> Model {
+    ModelBuilder::new(15)
+        .input("x", "float[N, 8, 6, 6]")
+        .constant("w0", tensor(&[12, 8, 3, 3], 31))
+        .constant("b0", tensor(&[12], 32))
+        .node("Conv", ["x", "w0", "b0"], ["a"])
+        .named("first")
+        .attr("pads", vec![1i64, 1, 1, 1])
+        .node("Relu", ["a"], ["r"])
+        .constant("w1", tensor(&[12, 1, 3, 3], 33))
+        .node("Conv", ["r", "w1"], ["d"])
+        .named("depthwise")
+        .attr("group", 12)
+        .node("Flatten", ["d"], ["f"])
+        .constant("w2", tensor(&[192, 6], 34))
+        .node("MatMul", ["f", "w2"], ["y"])
+        .named("product")
+        .output("y", "float[N, 6]")
+        .build()
+}
+
+/// Samples of which every channel is about the same picture.
+fn pictures(samples: usize, seed: u64) -> Tensor {
+    let (noise, shared) = (numbers(samples * 8 * 36, seed), numbers(samples * 36, seed + 100));
+    let pixel = |at: usize| 2.0 + shared[at / 288 * 36 + at % 36] + 0.2 * noise[at];
+    Tensor::from_vec(vec![samples, 8, 6, 6], (0..samples * 288).map(pixel).collect::<Vec<f32>>())
+}
+
+#[test]
+fn weights_rounded_for_their_layers_lose_less_on_other_samples() {
+    let float = correlated();
+    let data = Samples(vec![("x".to_owned(), pictures(64, 1))]);
+    let fresh = [pictures(64, 2)];
+    let expected = outputs(&float, &fresh)[0].to_f64s().unwrap();
+    let learn = "[[step]]\npass = \"learn-rounding\"\n";
+    let made = |recipe: &str, threads: usize, replay: Option<&[StepReport]>| {
+        let mut model = float.clone();
+        let replay =
+            replay.map(|steps| steps.iter().map(|step| (step.id.clone(), step.decisions.clone())).collect());
+        let data = replay.is_none().then_some(&data as &dyn Calibration);
+        let options = RunOptions { replay, ..RunOptions::default() };
+        let steps = run_with(recipe, &mut model, data, None, (threads, options));
+        let found = outputs(&model, &fresh)[0].to_f64s().unwrap();
+        let error: f64 = expected.iter().zip(&found).map(|(a, b)| (a - b).powi(2)).sum();
+        (error, optix_io::onnx_bytes(&model).expect("it can be written"), steps, model)
+    };
+    let stored = "[[step]]\npass = \"compress-weights\"\n".to_owned();
+    // Activations that are rounded too leave less to gain.
+    for (quantize, most) in [(step("min-sqnr = 0.0\n"), 0.95), (stored, 0.5)] {
+        let (nearest, ..) = made(&quantize, 2, None);
+        let recipe = format!("{quantize}\n{learn}");
+        let (learned, bytes, steps, model) = made(&recipe, 2, None);
+        let counters = &steps[1].changes.counters;
+        assert_eq!(counters.get("layers rounded again"), Some(&3), "{:?}", steps[1].changes);
+        assert!(learned < nearest * most, "{nearest} -> {learned}");
+        // The same without data, as a lock has it, and on any number of threads.
+        assert!(made(&recipe, 1, Some(&steps)).1 == bytes);
+        assert!(made(&recipe, 1, None).1 == bytes);
+        // And no pair of weights that kernels could clip.
+        let integers = |id: NodeId| {
+            let (producer, _) = model.value(model.node(id).input(1)?).producer()?;
+            model.constant(model.node(producer).input(0)?)
+        };
+        for id in model.walk().filter(|&id| quantize.contains("static") && model.node(id).is("MatMul")) {
+            assert!(!pairs_can_saturate(integers(id).expect("stored"), WeightLayout::InOut));
+        }
+    }
+}
+
+#[test]
+fn rounding_is_learned_from_the_float_model_alone() {
+    let mut model = correlated();
+    let data = Samples(vec![("x".to_owned(), pictures(16, 1))]);
+    run(&step("min-sqnr = 0.0\n"), &mut model, Some(&data), None);
+    let recipe = "version = 1\n[[step]]\npass = \"learn-rounding\"\n";
+    let recipe = Recipe::parse(recipe, "test", PASSES, &[]).expect("it parses");
+    let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions::default());
+    let mut resources = Resources {
+        oracle: &mut oracle,
+        calibration: Some(&data),
+        seed: 0,
+        progress: &NoProgress,
+        deployment: None,
+        statistics: None,
+        cancel: CancelToken::new(),
+    };
+    let failed = runner::run(&recipe, &mut model, &mut resources, &RunOptions::default(), &mut |_, _| {});
+    let error = failed.expect_err("there is no float model to compare with").to_string();
+    assert!(error.contains("put it behind the step that quantizes"), "{error}");
 }

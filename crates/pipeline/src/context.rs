@@ -97,6 +97,9 @@ pub struct Cx<'a> {
     recorded: Option<Decisions>,
     /// Whether a decision is being made.
     is_deciding: bool,
+    /// The model before its numbers were made coarser, where a later step wants it.
+    float: Option<Model>,
+    keeps_float: bool,
     no_oracle: NoOracle,
 }
 
@@ -123,6 +126,8 @@ impl<'a> Cx<'a> {
             decided: Decisions::default(),
             recorded: None,
             is_deciding: false,
+            float: None,
+            keeps_float: false,
             no_oracle: NoOracle,
         }
     }
@@ -132,15 +137,35 @@ impl<'a> Cx<'a> {
         self.recorded = Some(recorded);
     }
 
-    /// What the pass did and decided.
+    /// What the pass did and decided, and the float model if one was kept.
     ///
     /// # Errors
     /// When decisions of the record were never asked for.
-    pub(crate) fn finish(self) -> Result<(Changes, Decisions), DecisionError> {
+    pub(crate) fn finish(self) -> Result<(Changes, Decisions, Option<Model>), DecisionError> {
         if let Some(left) = &self.recorded {
             left.check_used()?;
         }
-        Ok((self.changes, self.decided))
+        Ok((self.changes, self.decided, self.float))
+    }
+
+    /// The float model that an earlier step kept, and whether one that comes now is to be kept.
+    pub(crate) fn lend_float(&mut self, kept: Option<Model>, is_wanted: bool) {
+        self.keeps_float = is_wanted && kept.is_none();
+        self.float = kept;
+    }
+
+    /// Keeps the model as it is, before a pass makes its numbers coarser, for later steps that compare with it.
+    /// The first one counts; does nothing where no later step wants it.
+    pub fn keep_float(&mut self, model: &Model) {
+        if self.keeps_float && self.float.is_none() {
+            self.float = Some(model.clone());
+        }
+    }
+
+    /// The model before its numbers were made coarser, as an earlier step kept it: nodes and values that are
+    /// still there have the ids that they have in it. None when a lock is applied: see [`Cx::is_replaying`].
+    pub fn float(&self) -> Option<&Model> {
+        self.float.as_ref().filter(|_| !self.is_replaying())
     }
 
     /// Whether decisions come from a lock. There are no data then and no engine; work that only measures, and

@@ -35,6 +35,12 @@ pub trait Pass: Debug + Send + Sync {
         false
     }
 
+    /// Whether it compares with the model before its numbers were made coarser:
+    /// [`Cx::float`](crate::Cx::float).
+    fn wants_float(&self) -> bool {
+        false
+    }
+
     /// Transforms the model. What it did, and what it left alone and why, goes to `cx`.
     ///
     /// # Errors

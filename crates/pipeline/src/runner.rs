@@ -144,9 +144,13 @@ pub fn run(
     }
     let mut patches_left = options.stop_after_patch.unwrap_or(u64::MAX);
     let mut reports = Vec::new();
+    let mut float: Option<Model> = None;
     for (index, step) in recipe.steps.iter().enumerate() {
         let before = model.clone();
-        match run_step(step, model, resources, options, &mut patches_left) {
+        // Kept no longer than it is wanted.
+        let is_wanted = recipe.steps[index..].iter().any(|step| step.pass.wants_float());
+        let kept = (&mut float, is_wanted && options.replay.is_none());
+        match run_step(step, model, resources, options, &mut patches_left, kept) {
             Ok(report) => reports.push(report),
             Err(fault) => {
                 // Bad data or options need no reproducer: whoever gave them has them.
@@ -201,6 +205,7 @@ fn run_step(
     resources: &mut Resources<'_>,
     options: &RunOptions,
     patches_left: &mut u64,
+    (float, is_wanted): (&mut Option<Model>, bool),
 ) -> Result<StepReport, StepFault> {
     let started = Instant::now();
     let before = model.clone();
@@ -222,8 +227,11 @@ fn run_step(
         if let Some(decisions) = &options.replay {
             cx.replay(decisions.get(&step.id).cloned().unwrap_or_default());
         }
+        cx.lend_float(float.take().filter(|_| is_wanted), is_wanted);
         step.pass.run(model, &mut cx)?;
-        cx.finish().map_err(PassError::from)?
+        let (changes, decisions, kept) = cx.finish().map_err(PassError::from)?;
+        *float = kept;
+        (changes, decisions)
     };
     if options.verify_each {
         let violations = optix_ir::verify::verify(model);

@@ -10,19 +10,19 @@
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Dim, Model, Node, NodeId, Position, Tensor, Type, Use, ValueId, ValueInfo};
-use optix_pipeline::{Batch, Cx, DecisionError, OracleError, PackedFloats, PassError, SignalNoise};
+use optix_pipeline::{Batch, Cx, DecisionError, PackedFloats, PassError};
 use serde::{Deserialize, Serialize};
 
 use super::decided::named_at;
 use super::numbered;
-use super::output_error::Errors;
 use super::placement::Placement;
+use super::samples::{self, Divided, Judge};
 
 /// Samples that means are taken over.
-const SAMPLES: usize = 48;
+const SAMPLES: usize = 32;
 
 /// Samples that the outcome is judged by, others than those.
-const JUDGED: usize = 24;
+const JUDGED: usize = 16;
 
 /// Where the shift of a layer goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,24 +87,28 @@ fn layer(model: &Model, id: NodeId) -> Option<Layer> {
             let fits = shape.split_last().is_some_and(|(last, rest)| {
                 *last == channels && rest.iter().all(|&size| size == 1) && shape.len() <= rank
             });
-            (fits && rank > 0).then(|| made(channels, rank - 1, rank, Home::Constant(add, other)))?
+            (fits && rank > 1).then(|| made(channels, rank - 1, rank, Home::Constant(add, other)))?
         }
         _ => None,
     }
 }
 
-/// Means of a tensor's channels.
+/// Means of the channels of every sample, along the first axis: one behind the other.
 fn means(elements: &[f32], shape: &[usize], axis: usize) -> Vec<f32> {
-    let channels = shape[axis];
+    let (samples, channels) = (shape[0], shape[axis]);
     let inner: usize = shape[axis + 1..].iter().product();
-    let mut sums = vec![0f64; channels];
-    for block in elements.chunks_exact((channels * inner).max(1)) {
-        for (sum, part) in sums.iter_mut().zip(block.chunks_exact(inner.max(1))) {
+    let outer: usize = shape[1..axis].iter().product();
+    let mut sums = vec![0f64; samples * channels];
+    if inner == 0 || outer == 0 || channels == 0 {
+        return vec![0.0; sums.len()];
+    }
+    for (block, elements) in elements.chunks_exact(channels * inner).enumerate() {
+        let of_sample = &mut sums[block / outer * channels..][..channels];
+        for (sum, part) in of_sample.iter_mut().zip(elements.chunks_exact(inner)) {
             *sum += part.iter().map(|&x| f64::from(x)).sum::<f64>();
         }
     }
-    let count = (elements.len() / channels.max(1)).max(1) as f64;
-    sums.iter().map(|sum| (sum / count) as f32).collect()
+    sums.iter().map(|sum| (sum / (inner * outer) as f64) as f32).collect()
 }
 
 /// The quantized model with nodes behind each layer that bring the means of its channels to those that are
@@ -116,29 +120,44 @@ fn instrumented(quantized: &Model, layers: &[Layer]) -> (Model, Vec<String>, Vec
     let (mut names, mut gaps) = (Vec::new(), Vec::new());
     for layer in layers {
         let name = model.value(layer.output).name().to_owned();
-        let axes: Vec<i64> =
-            (0..layer.rank).filter(|&axis| axis != layer.axis).map(|axis| axis as i64).collect();
-        let mut reduce = if axes_are_input {
-            let axes = Tensor::from_vec(vec![axes.len()], axes);
-            let axes = model.add_constant(graph, &format!("{name}_axes"), axes);
-            Node::new("ReduceMean", [layer.output, axes])
-        } else {
-            Node::new("ReduceMean", [layer.output]).with("axes", axes)
+        // The mean over some axes, which keep a place each.
+        let mean = |model: &mut Model, value: ValueId, behind: NodeId, axes: Vec<i64>, what: &str| {
+            let node = if axes_are_input {
+                let axes = Tensor::from_vec(vec![axes.len()], axes);
+                let axes = model.add_constant(graph, &format!("{name}_axes"), axes);
+                Node::new("ReduceMean", [value, axes])
+            } else {
+                Node::new("ReduceMean", [value]).with("axes", axes)
+            };
+            let node = node.with("keepdims", 1i64);
+            model.add_node(graph, Position::After(behind), node, &format!("{name}_{what}"))
         };
-        reduce = reduce.with("keepdims", 1i64);
-        let (reduce, mean) =
-            model.add_node(graph, Position::After(layer.node), reduce, &format!("{name}_mean"));
-        let wanted = model.add_fresh_value(graph, &format!("{name}_wanted_mean"));
-        let shape =
-            (0..layer.rank).map(|axis| Dim::Fixed(if axis == layer.axis { layer.channels } else { 1 }));
+        let inner: Vec<i64> =
+            (1..layer.rank).filter(|&axis| axis != layer.axis).map(|axis| axis as i64).collect();
+        let mut own = Vec::new();
+        let (behind, of_samples) = match inner.is_empty() {
+            true => (layer.node, layer.output),
+            false => {
+                let (node, value) = mean(&mut model, layer.output, layer.node, inner, "means");
+                own.push(Use::Node(node, 0));
+                (node, value)
+            }
+        };
+        let wanted = model.add_fresh_value(graph, &format!("{name}_wanted_means"));
+        let shape = (0..layer.rank).map(|axis| match axis {
+            0 => Dim::Unknown,
+            axis => Dim::Fixed(if axis == layer.axis { layer.channels } else { 1 }),
+        });
         let ty = Type::tensor(DType::F32, shape);
         model.add_input(ValueInfo::new(wanted, Some(ty)));
-        let subtract = Node::new("Sub", [wanted, mean]);
+        let subtract = Node::new("Sub", [wanted, of_samples]);
         let (subtract, gap) =
-            model.add_node(graph, Position::After(reduce), subtract, &format!("{name}_gap"));
-        let add = Node::new("Add", [layer.output, gap]);
-        let (add, moved) = model.add_node(graph, Position::After(subtract), add, &format!("{name}_moved"));
-        let own = [Use::Node(reduce, 0), Use::Node(add, 0)];
+            model.add_node(graph, Position::After(behind), subtract, &format!("{name}_gaps"));
+        own.push(Use::Node(subtract, 1));
+        let (shift, by) = mean(&mut model, gap, subtract, vec![0], "shift");
+        let add = Node::new("Add", [layer.output, by]);
+        let (add, moved) = model.add_node(graph, Position::After(shift), add, &format!("{name}_moved"));
+        own.push(Use::Node(add, 0));
         model.replace_uses_where(layer.output, moved, |_, used| !own.contains(&used));
         names.push(model.value(wanted).name().to_owned());
         gaps.push(gap);
@@ -146,24 +165,15 @@ fn instrumented(quantized: &Model, layers: &[Layer]) -> (Model, Vec<String>, Vec
     (model, names, gaps)
 }
 
-/// Batches spread evenly over the calibration data, of about so many samples.
-fn spread(model: &Model, samples: usize, cx: &mut Cx<'_>) -> Result<Vec<Batch>, PassError> {
-    let (_, data) = cx.calibration()?;
-    let (mut kept, mut step, mut count) = (Vec::<Batch>::new(), 1usize, 0usize);
-    for (index, batch) in data.batches(model).map_err(OracleError::from)?.enumerate() {
-        let batch = batch.map_err(OracleError::from)?;
-        if index % step != 0 {
-            continue;
-        }
-        count += batch.count;
-        kept.push(batch);
-        if count >= 2 * samples && kept.len() > 1 {
-            kept = kept.into_iter().step_by(2).collect();
-            count = kept.iter().map(|batch| batch.count).sum();
-            step *= 2;
-        }
+/// A mean over samples, shrunk by what chance alone may have made of it (positive-part estimator; James and Stein
+/// 1961): sums are those of the samples and of their squares.
+fn shrunk(sum: f64, squares: f64, count: f64) -> f64 {
+    let mean = sum / count;
+    if count < 2.0 || mean == 0.0 {
+        return mean;
     }
-    Ok(kept)
+    let variance = ((squares / count - mean * mean) / (count - 1.0)).max(0.0);
+    mean * (1.0 - variance / (mean * mean)).max(0.0)
 }
 
 /// The shift of every layer's channels that brings the means of the quantized model to those of the float
@@ -192,6 +202,7 @@ fn measured_shifts(
             let shape = tensor.shape();
             if shape.len() == layer.rank
                 && shape[layer.axis] == layer.channels
+                && shape[0] > 0
                 && let Ok(elements) = tensor.to_slice::<f32>()
             {
                 wanted[batch][place] = means(&elements, shape, layer.axis);
@@ -206,30 +217,35 @@ fn measured_shifts(
         .map(|(batch, means)| {
             let mut batch = batch.clone();
             for ((name, layer), means) in names.iter().zip(layers).zip(means) {
+                // One for all samples where there are none.
+                let means = if means.is_empty() { vec![0.0; layer.channels] } else { means.clone() };
                 let mut shape = vec![1; layer.rank];
+                shape[0] = means.len() / layer.channels;
                 shape[layer.axis] = layer.channels;
-                let means =
-                    if means.len() == layer.channels { means.clone() } else { vec![0.0; layer.channels] };
                 batch.feeds.push((name.clone(), Tensor::from_vec(shape, means)));
             }
             batch
         })
         .collect();
     let by_gap: BTreeMap<ValueId, usize> = gaps.iter().copied().zip(0..).collect();
-    let mut sums: Vec<Vec<f64>> = layers.iter().map(|layer| vec![0.0; layer.channels]).collect();
-    numbered::observe(what, &model, &gaps, &mut fed.iter().cloned(), cx, &mut |batch, value, tensor| {
+    // Of each channel: count, sum and sum of squares over samples.
+    let mut sums: Vec<Vec<[f64; 3]>> = layers.iter().map(|layer| vec![[0.0; 3]; layer.channels]).collect();
+    numbered::observe(what, &model, &gaps, &mut fed.iter().cloned(), cx, &mut |_, value, tensor| {
         let place = by_gap[&value];
-        let count = fed[batch].count as f64;
         if let Ok(gaps) = tensor.to_slice::<f32>() {
-            for (sum, &gap) in sums[place].iter_mut().zip(gaps.iter()) {
-                *sum += f64::from(gap) * count;
+            for of_sample in gaps.chunks_exact(layers[place].channels) {
+                for (sums, &gap) in sums[place].iter_mut().zip(of_sample) {
+                    let gap = f64::from(gap);
+                    *sums = [sums[0] + 1.0, sums[1] + gap, sums[2] + gap * gap];
+                }
             }
         }
         Ok(())
     })?;
     let is_seen = |place: usize| wanted.iter().all(|means| !means[place].is_empty());
     let shifts = sums.into_iter().enumerate().map(|(place, sums)| {
-        let shift: Vec<f32> = sums.iter().map(|sum| (sum / samples.max(1) as f64) as f32).collect();
+        let shift: Vec<f32> =
+            sums.iter().map(|&[count, sum, squares]| shrunk(sum, squares, count.max(1.0)) as f32).collect();
         (is_seen(place) && shift.iter().all(|by| by.is_finite())).then_some(shift)
     });
     Ok(shifts.collect())
@@ -287,31 +303,6 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// Errors at the outputs of a model, sample by sample.
-fn errors(
-    expected: &[Vec<Tensor>],
-    model: &Model,
-    samples: &[Batch],
-    cx: &mut Cx<'_>,
-) -> Result<Errors, PassError> {
-    let mut found = Errors::default();
-    for (sample, expected) in samples.iter().zip(expected) {
-        let outputs = cx.oracle().outputs(model, &sample.feeds)?;
-        let of_pairs: Vec<f64> = expected.iter().zip(&outputs).filter_map(|(a, b)| relative(a, b)).collect();
-        found.samples.push(of_pairs.iter().sum::<f64>() / of_pairs.len().max(1) as f64);
-    }
-    Ok(found)
-}
-
-/// Energy of the difference over that of the reference; `None` for what is not float.
-fn relative(expected: &Tensor, found: &Tensor) -> Option<f64> {
-    if expected.dtype() != DType::F32 || expected.shape() != found.shape() {
-        return None;
-    }
-    let (a, b) = (expected.to_slice::<f32>().ok()?, found.to_slice::<f32>().ok()?);
-    Some(SignalNoise::of(&a, &b).ratio())
-}
-
 /// What came of the search.
 #[derive(Default)]
 pub(super) struct Found {
@@ -321,8 +312,8 @@ pub(super) struct Found {
     pub(super) summary: String,
 }
 
-/// Measures the shifts, and whether the model's outputs gain by them on samples they were not measured on.
-/// `build` quantizes a float model.
+/// Measures the shifts and, unless they are trusted to, whether the model's outputs gain by them on samples they
+/// were not measured on. `build` quantizes a float model.
 ///
 /// # Errors
 /// When models or data cannot be run.
@@ -330,6 +321,7 @@ pub(super) fn search(
     float: &Model,
     placement: &Placement,
     build: &dyn Fn(&Model) -> Result<Model, PassError>,
+    is_trusted: bool,
     cx: &mut Cx<'_>,
 ) -> Result<Found, PassError> {
     let nothing = |why: &str| Found { shifts: Vec::new(), summary: why.to_owned() };
@@ -339,28 +331,7 @@ pub(super) fn search(
         return Ok(nothing("no layer has a bias to correct"));
     }
     cx.progress("correcting biases", 0, 3)?;
-    let mut batches = spread(float, SAMPLES + JUDGED, cx)?;
-    // Those that are judged by come from all parts of the data too.
-    let samples: usize = batches.iter().map(|batch| batch.count).sum();
-    let judged_count = JUDGED.min(samples / 4);
-    let mut judged: Vec<Batch> = Vec::new();
-    if batches.len() == 1 {
-        let all = batches.remove(0);
-        let singles: Vec<Batch> = (0..all.count).filter_map(|index| all.sample(index)).collect();
-        let step = (singles.len() / judged_count.max(1)).max(1);
-        let (last, first): (Vec<_>, Vec<_>) =
-            singles.into_iter().enumerate().partition(|(index, _)| index % step == step - 1);
-        judged = last.into_iter().map(|(_, sample)| sample).collect();
-        batches = first.into_iter().map(|(_, sample)| sample).collect();
-    } else {
-        while batches.len() > 1 && judged.len() < judged_count {
-            let place = if judged.is_empty() { batches.len() / 2 } else { batches.len() - 1 };
-            let batch = batches.remove(place);
-            let singles: Vec<Batch> = (0..batch.count).filter_map(|index| batch.sample(index)).collect();
-            judged.extend(if singles.is_empty() { vec![batch] } else { singles });
-        }
-        judged.truncate(judged_count.max(1));
-    }
+    let Divided { batches, judged } = samples::divide(float, SAMPLES, JUDGED, cx)?;
     if judged.len() < 2 || batches.is_empty() {
         return Ok(nothing("too few samples to correct biases by"));
     }
@@ -376,29 +347,21 @@ pub(super) fn search(
             Some(Shift { node, place: *order.get(&layer.node)?, shift: PackedFloats(shift?) })
         })
         .collect();
+    if is_trusted {
+        let summary = format!("biases of {} layers are corrected for the layers that stay", shifts.len());
+        return Ok(Found { shifts, summary });
+    }
     let mut corrected = float.clone();
     apply(&mut corrected, &shifts, &|_| true)?;
     let corrected = build(&corrected)?;
     cx.progress("correcting biases", 2, 3)?;
-    let mut expected = Vec::new();
-    for sample in &judged {
-        expected.push(cx.oracle().outputs(float, &sample.feeds)?);
-    }
-    let before = errors(&expected, &quantized, &judged, cx)?;
-    let after = errors(&expected, &corrected, &judged, cx)?;
-    let (mean, error) = after.beside(&before);
-    let percent = |log: f64| (log.exp() - 1.0) * 100.0;
-    let said = format!(
-        "{:+.0}% of the error at the outputs on {} other samples (95% interval {:+.0} to {:+.0}%)",
-        percent(mean),
-        judged.len(),
-        percent(mean - 1.96 * error),
-        percent(mean + 1.96 * error)
-    );
-    // Means that are right are the better guess: this keeps out what shows no gain, be it at most samples or,
-    // for a few of them may lose more than all others gain, in sum.
-    let sum = |errors: &Errors| errors.samples.iter().sum::<f64>();
-    if !(mean < 0.0 && sum(&after) < sum(&before)) {
+    let nodes = layers.iter().map(|layer| layer.node).collect();
+    let judge = Judge::new(float, nodes, &judged, cx)?;
+    let before = judge.errors(&quantized, cx)?;
+    let after = judge.errors(&corrected, cx)?;
+    let said = after.said_beside(&before);
+    // Means that are right are the better guess: this keeps out what shows no gain.
+    if !after.is_less_than(&before) {
         return Ok(nothing(&format!("biases are left as they are: correcting them makes {said}")));
     }
     let summary = format!("biases of {} layers are corrected: {said}", shifts.len());
@@ -412,9 +375,22 @@ mod tests {
     #[test]
     fn means_are_those_of_channels() {
         let elements: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        assert_eq!(means(&elements, &[2, 3, 2], 1), [3.5, 5.5, 7.5]);
-        assert_eq!(means(&elements, &[4, 3], 1), [4.5, 5.5, 6.5]);
-        assert_eq!(means(&[], &[0, 3], 1), [0.0; 3]);
+        assert_eq!(means(&elements, &[2, 3, 2], 1), [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]);
+        assert_eq!(means(&elements, &[2, 2, 3], 2), [1.5, 2.5, 3.5, 7.5, 8.5, 9.5]);
+        assert_eq!(means(&elements[..6], &[2, 3], 1), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(means(&[], &[0, 3], 1), [0.0; 0]);
+        assert_eq!(means(&[], &[1, 3, 0], 1), [0.0; 3]);
+    }
+
+    #[test]
+    fn means_are_shrunk_by_what_may_be_chance() {
+        // The same in all samples: nothing is chance.
+        assert_eq!(shrunk(8.0, 16.0, 4.0), 2.0);
+        // 3 and 1: their mean is 2, the variance of that 1.
+        assert_eq!(shrunk(4.0, 10.0, 2.0), 2.0 * (1.0 - 1.0 / 4.0));
+        // 3 and -1: 1, and the variance of that is 4.
+        assert_eq!(shrunk(2.0, 10.0, 2.0), 0.0);
+        assert_eq!((shrunk(5.0, 25.0, 1.0), shrunk(0.0, 0.0, 3.0)), (5.0, 0.0));
     }
 
     fn parsed(text: &str) -> Model {

@@ -270,6 +270,7 @@ impl Pass for CompressWeights {
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         check_patterns(model, &self.exclude)?;
+        cx.keep_float(model);
         let weights: Vec<ValueId> = model.values().collect();
         let total = weights.len() as u64;
         let mut added: BTreeMap<GraphId, NodeId> = BTreeMap::new();

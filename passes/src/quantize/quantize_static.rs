@@ -198,6 +198,7 @@ impl Pass for QuantizeStatic {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         refuse_quantized(model)?;
         check_patterns(model, &self.exclude)?;
+        cx.keep_float(model);
         let target = target::decide(&self.target, cx)?;
         self.decided_for(target, model, cx)?.quantize(model, cx)
     }
@@ -286,8 +287,10 @@ impl Decided<'_> {
                 None => wanted(model, id),
             })
         };
-        // Of all layers in integers.
+        // Of the layers that are in integers in the end, or nothing.
         let mut corrected: Option<bias_correction::Found> = None;
+        // Whether others were found to gain before.
+        let mut is_corrected: Option<bool> = None;
         let float = decided::float_nodes(model, cx, |cx| {
             let mut float = BTreeMap::new();
             let mut left = Cow::Borrowed(&placement);
@@ -296,26 +299,42 @@ impl Decided<'_> {
                 self.warn_unmeasured(cx);
                 return Ok(float);
             }
-            if self.min_sqnr > 0.0 {
-                // What a shift of its bias takes back is no reason to leave a layer float.
-                if self.bias_correction {
-                    corrected = Some(self.shifts(model, &left, &observers, &quantizers, cx)?);
-                }
-                let shifts = corrected.as_ref().map_or(&[][..], |found| &found.shifts);
-                float = self.too_sensitive(model, shifts, &left, &observers, &quantizers, cx)?;
+            // Before anything is learned about layers that stay float anyway.
+            let is_timed = self.only_faster && self.is_timed && left.computed().next().is_some();
+            if is_timed {
+                float = self.slower_in_integers(model, &left, &observers, &quantizers, cx)?;
                 left = Cow::Owned(without(model, &float));
             }
-            if self.only_faster && self.is_timed && left.computed().next().is_some() {
-                float.extend(self.slower_in_integers(model, &left, &observers, &quantizers, cx)?);
+            if self.min_sqnr > 0.0 && left.computed().next().is_some() {
+                // What a shift of its bias takes back is no reason to leave a layer float.
+                if self.bias_correction {
+                    corrected = Some(self.shifts(model, &left, &observers, &quantizers, false, cx)?);
+                }
+                let shifts = corrected.as_ref().map_or(&[][..], |found| &found.shifts);
+                let loud = self.too_sensitive(model, shifts, &left, &observers, &quantizers, cx)?;
+                if !loud.is_empty() {
+                    // What gains with all of them does so with some, and is measured anew.
+                    is_corrected = corrected.take().map(|found| !found.shifts.is_empty());
+                    float.extend(loud);
+                    left = Cow::Owned(without(model, &float));
+                    // With more of it in float, what is left may not be worth it.
+                    if is_timed && left.computed().next().is_some() {
+                        float.extend(self.slower_in_integers(model, &left, &observers, &quantizers, cx)?);
+                    }
+                }
             }
             Ok(float)
         })?;
         let mut placement = without(model, &float);
         let shifts = match self.bias_correction {
             true => cx.decide("bias", |cx| {
-                let found = match corrected.filter(|_| float.is_empty()) {
-                    Some(found) => found,
-                    None => self.shifts(model, &placement, &observers, &quantizers, cx)?,
+                let found = match (corrected, is_corrected) {
+                    (Some(found), _) => found,
+                    (None, Some(false)) => bias_correction::Found::default(),
+                    (None, known) => {
+                        let is_trusted = known.is_some();
+                        self.shifts(model, &placement, &observers, &quantizers, is_trusted, cx)?
+                    }
                 };
                 if !found.summary.is_empty() {
                     cx.note(found.summary);
@@ -399,6 +418,7 @@ impl Decided<'_> {
         placement: &Placement,
         observers: &BTreeMap<ValueId, Observer>,
         quantizers: &BTreeMap<ValueId, Affine>,
+        is_trusted: bool,
         cx: &mut Cx<'_>,
     ) -> Result<bias_correction::Found, PassError> {
         // Statistics of an earlier run do without data; then there is nothing to measure on.
@@ -411,7 +431,7 @@ impl Decided<'_> {
                 |id: NodeId| !placement::is_quantizable(&float.node(id).op_type) || left.contains(&id);
             self.candidate(float, placement, observers, quantizers, &is_left)
         };
-        bias_correction::search(model, placement, &build, cx)
+        bias_correction::search(model, placement, &build, is_trusted, cx)
     }
 
     /// Nodes that are slower in integers on the engine the model is meant for, each with the reason.

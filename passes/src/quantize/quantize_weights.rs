@@ -160,6 +160,7 @@ impl Pass for QuantizeWeights {
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         self.check_options().map_err(PassError::Options)?;
         check_patterns(model, &self.exclude)?;
+        cx.keep_float(model);
         let quantized = model
             .walk()
             .find(|&id| QUANTIZED.contains(&model.node(id).op_type.as_str()))

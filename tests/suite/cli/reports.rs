@@ -26,7 +26,7 @@ fn a_run_is_reported_in_every_form() {
     assert_eq!(report["input"]["bytes"], size(root().join(MODEL)));
     assert_eq!(report["output"]["bytes"], size(place.path("int8.onnx")));
     let steps = report["steps"].as_array().expect("steps");
-    assert_eq!(steps.len(), 11);
+    assert_eq!(steps.len(), 12);
     assert!(steps.windows(2).all(|pair| pair[0]["nodes"][1] == pair[1]["nodes"][0]), "no gap between steps");
     let int8 = steps.iter().find(|step| step["id"] == "quantize-static").expect("the step");
     let layers = int8["changes"]["layers"].as_array().expect("layers");

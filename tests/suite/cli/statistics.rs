@@ -31,8 +31,8 @@ fn statistics_are_made_and_used_again() {
     place.ok(&format!("quantize {MODEL} -o made.onnx {CALIB} --calib-samples 64 --stats s.stats -q"));
     assert!(place.read("plain.onnx") == place.read("made.onnx"), "gathering statistics changes nothing");
     let made = place.read("s.stats");
-    // Biases are corrected by data, not by statistics.
-    let plain = "--observer mse --set quantize-static.bias-correction=false";
+    // Biases are corrected and weights rounded by data, not by statistics.
+    let plain = "--observer mse --set quantize-static.bias-correction=false --set learn-rounding.samples=0";
     place.ok(&format!("quantize {MODEL} -o used.onnx {plain} --stats s.stats -q"));
     place.ok(&format!("quantize {MODEL} -o mse.onnx {CALIB} --calib-samples 64 {plain} -q"));
     assert!(place.read("used.onnx") == place.read("mse.onnx"), "without data the same ranges come out");
@@ -144,7 +144,7 @@ fn parts_put_together_are_the_whole() {
     for name in ["first", "second"] {
         place.ok(&format!("quantize {MODEL} -o x.onnx --calib {name}.toml --stats {name}.stats -q"));
     }
-    let plain = "--observer mse --set quantize-static.bias-correction=false";
+    let plain = "--observer mse --set quantize-static.bias-correction=false --set learn-rounding.samples=0";
     place.ok(&format!("quantize {MODEL} -o whole.onnx {CALIB} --calib-samples 80 {plain} -q"));
     place.ok(&format!("quantize {MODEL} -o parts.onnx {plain} --stats first.stats --stats second.stats -q"));
     assert!(place.read("whole.onnx") == place.read("parts.onnx"));
