@@ -5,6 +5,8 @@
 //!
 //! Tensors are of the size of a layer's output: larger than a processor's caches, and within them.
 
+#![allow(missing_docs, reason = "what the macro makes has none")]
+
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};

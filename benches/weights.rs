@@ -4,6 +4,8 @@
 //!
 //! Throughput is that of the float weights; the copy reads and writes as many bytes as they have.
 
+#![allow(missing_docs, reason = "what the macro makes has none")]
+
 use std::hint::black_box;
 
 use criterion::{
@@ -28,9 +30,8 @@ fn group<'c>(criterion: &'c mut Criterion, name: &str, weights: &[f32]) -> Bench
 }
 
 /// Work is spread over threads by the passes; a figure beside a copy wants one.
-fn on_one_thread(run: impl FnOnce() + Send) {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
-    pool.install(run);
+fn one_thread() -> rayon::ThreadPool {
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread")
 }
 
 fn weights() -> Vec<f32> {
@@ -39,60 +40,49 @@ fn weights() -> Vec<f32> {
 }
 
 fn channels(criterion: &mut Criterion) {
-    let ([outputs, depth], weights) = (SIZES, weights());
+    let ([outputs, depth], weights, pool) = (SIZES, weights(), one_thread());
     let mut group = group(criterion, "int8, a scale a channel", &weights);
-    on_one_thread(|| {
-        for (name, axis, shape) in [("first axis", 0, [outputs, depth]), ("last axis", 1, [depth, outputs])] {
-            group.bench_function(name, |bencher| {
-                bencher.iter(|| {
-                    let maxima = channel_maxima(black_box(&weights), &shape, Some(axis));
-                    let scales = maxima.iter().map(|&max| Affine::symmetric_int8(max).scale).collect();
-                    quantize_weights(&weights, &shape, Some(axis), scales)
-                });
-            });
-        }
-    });
+    for (name, axis, shape) in [("first axis", 0, [outputs, depth]), ("last axis", 1, [depth, outputs])] {
+        let quantize = || {
+            let maxima = channel_maxima(black_box(&weights), &shape, Some(axis));
+            let scales = maxima.iter().map(|&max| Affine::symmetric_int8(max).scale).collect();
+            quantize_weights(&weights, &shape, Some(axis), scales)
+        };
+        group.bench_function(name, |bencher| bencher.iter(|| pool.install(quantize)));
+    }
 }
 
 fn blocks(criterion: &mut Criterion) {
-    let ([outputs, depth], weights) = (SIZES, weights());
+    let ([outputs, depth], weights, pool) = (SIZES, weights(), one_thread());
     let mut group = group(criterion, "blocks", &weights);
-    on_one_thread(|| {
-        for layout in [Layout::OutputFirst, Layout::DepthFirst] {
-            for (bits, block) in [(8, 128), (4, 32), (4, 128), (2, 32)] {
-                for algorithm in [Algorithm::Rtn, Algorithm::Mse, Algorithm::Hqq] {
-                    let grid = Grid { bits, zero_point: ZeroPoint::Integer };
-                    let name = format!("{bits} bits, blocks of {block}, {algorithm:?}, {layout:?}");
-                    let sizes = [outputs, depth, block];
-                    group.bench_function(name, |bencher| {
-                        bencher.iter(|| {
-                            QuantizedMatrix::new(black_box(&weights), layout, sizes, grid, algorithm)
-                        });
-                    });
-                }
+    for layout in [Layout::OutputFirst, Layout::DepthFirst] {
+        for (bits, block) in [(8, 128), (4, 32), (4, 128), (2, 32)] {
+            for algorithm in [Algorithm::Rtn, Algorithm::Mse, Algorithm::Hqq] {
+                let grid = Grid { bits, zero_point: ZeroPoint::Integer };
+                let name = format!("{bits} bits, blocks of {block}, {algorithm:?}, {layout:?}");
+                let sizes = [outputs, depth, block];
+                let quantize = || QuantizedMatrix::new(black_box(&weights), layout, sizes, grid, algorithm);
+                group.bench_function(name, |bencher| bencher.iter(|| pool.install(quantize)));
             }
         }
-    });
+    }
 }
 
 fn packing(criterion: &mut Criterion) {
-    let ([outputs, depth], weights) = (SIZES, weights());
+    let ([outputs, depth], weights, pool) = (SIZES, weights(), one_thread());
     let mut group = group(criterion, "packing", &weights);
-    on_one_thread(|| {
-        for bits in [8, 4, 2] {
-            let grid = Grid { bits, zero_point: ZeroPoint::Integer };
-            let sizes = [outputs, depth, 32];
-            let matrix = QuantizedMatrix::new(&weights, Layout::OutputFirst, sizes, grid, Algorithm::Rtn);
-            group.bench_function(format!("{bits} bits, MatMulNBits"), |bencher| {
-                bencher.iter(|| black_box(&matrix).matmul_n_bits());
-            });
-            group.bench_function(format!("{bits} bits, DequantizeLinear"), |bencher| {
-                bencher.iter(|| {
-                    black_box(&matrix).dequantize_linear(Layout::DepthFirst, &[depth, outputs], false)
-                });
-            });
-        }
-    });
+    for bits in [8, 4, 2] {
+        let grid = Grid { bits, zero_point: ZeroPoint::Integer };
+        let sizes = [outputs, depth, 32];
+        let matrix = QuantizedMatrix::new(&weights, Layout::OutputFirst, sizes, grid, Algorithm::Rtn);
+        group.bench_function(format!("{bits} bits, MatMulNBits"), |bencher| {
+            bencher.iter(|| pool.install(|| black_box(&matrix).matmul_n_bits()));
+        });
+        let linear = || black_box(&matrix).dequantize_linear(Layout::DepthFirst, &[depth, outputs], false);
+        group.bench_function(format!("{bits} bits, DequantizeLinear"), |bencher| {
+            bencher.iter(|| pool.install(linear));
+        });
+    }
 }
 
 criterion_group!(benches, channels, blocks, packing);

@@ -3,12 +3,14 @@
 #![allow(missing_docs, reason = "doc comments here are help; what has none is a group of what has")]
 
 mod profile;
+mod prune;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use profile::{Load, Profile};
+pub use prune::{Prune, PruneMethod};
 
 /// Makes trained models smaller and faster, and proves what that cost.
 #[derive(Debug, Parser)]
@@ -352,6 +354,8 @@ pub enum Command {
         #[arg(long, conflicts_with = "output")]
         in_place: bool,
     },
+    /// Set weights of a model to zero.
+    Prune(Box<Prune>),
     /// Convert a model to 16-bit floats.
     Precision {
         /// ONNX file.

@@ -6,9 +6,14 @@
 
 pub mod clean;
 mod cut;
+mod judge;
+mod moments;
 mod names;
+mod numbered;
 pub mod precision;
+pub mod prune;
 pub mod quantize;
+mod samples;
 mod unroll;
 
 use optix_pipeline::PassSpec;
@@ -23,6 +28,9 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<clean::EliminateDead>(),
     PassSpec::of::<clean::MergeInitializers>(),
     PassSpec::of::<clean::ConvertOpset>(),
+    PassSpec::of::<prune::PruneMagnitude>(),
+    PassSpec::of::<prune::PruneWanda>(),
+    PassSpec::of::<prune::PruneSparsegpt>(),
     PassSpec::of::<quantize::EqualizeLayers>(),
     PassSpec::of::<quantize::SmoothActivations>(),
     PassSpec::of::<quantize::QuantizeStatic>(),

@@ -112,8 +112,8 @@ impl Unrolled {
         pairs.map(|(channel, place)| elements[self.at(channel, place)]).collect()
     }
 
-    /// Back from the order of rows.
-    pub(crate) fn from_rows<T: Copy>(&self, rows: &[T]) -> Vec<T> {
+    /// From the order of rows back to that of the elements.
+    pub(crate) fn by_elements<T: Copy>(&self, rows: &[T]) -> Vec<T> {
         let mut elements = rows.to_vec();
         for channel in 0..self.channels() {
             for place in 0..self.depth {
@@ -245,7 +245,7 @@ mod tests {
             outputs[(position / inner * layer.channels() + channel) * inner + position % inner]
         };
         let rows = layer.by_rows(&weights);
-        assert_eq!(layer.from_rows(&rows), weights);
+        assert_eq!(layer.by_elements(&rows), weights);
         let elements = input.to_slice::<f32>().unwrap();
         for group in 0..layer.groups {
             let read = layer.inputs(&elements, x, group, &positions).expect("they fit");

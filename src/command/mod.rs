@@ -17,6 +17,7 @@ mod pairs;
 mod passes;
 mod precision;
 mod profile;
+mod prune;
 mod quantize;
 mod quantize_auto;
 mod recipes;
@@ -78,6 +79,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Apply { lock, model, output, in_place } => {
             apply::apply(global, lock, model, output.as_deref(), *in_place)
         }
+        Command::Prune(options) => prune::prune(global, options),
         Command::Precision {
             model,
             float_type,

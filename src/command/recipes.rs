@@ -12,6 +12,7 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("int8-accurate", include_str!("../../recipes/int8-accurate.toml")),
     ("dynamic-transformer", include_str!("../../recipes/dynamic-transformer.toml")),
     ("int8-weights", include_str!("../../recipes/int8-weights.toml")),
+    ("2-4-sparse", include_str!("../../recipes/2-4-sparse.toml")),
     ("f16", include_str!("../../recipes/f16.toml")),
     ("bf16-weights", include_str!("../../recipes/bf16-weights.toml")),
     ("weight-only-int4", include_str!("../../recipes/weight-only-int4.toml")),

@@ -20,6 +20,7 @@ mod numerics;
 mod opset;
 mod precision;
 mod program;
+mod prune;
 mod qoperator;
 mod quantize;
 mod random;

@@ -45,7 +45,7 @@ fn built_in_recipes_run() {
     let place = Place::new();
     for (name, text) in built_in() {
         let model = "fixtures/models/fmnist_mobilenet.onnx";
-        let data = if text.contains("quantize-static") {
+        let data = if text.contains("quantize-static") || text.contains("prune-") {
             "--calib fixtures/data/fmnist-calib.toml --calib-samples 16"
         } else {
             ""

@@ -4,6 +4,8 @@
 //! blocks whose size does not depend on the number of threads, and each block is computed by one: results are
 //! the same to the bit on however many.
 
+mod factor;
 mod moments;
 
+pub use factor::{inverse_factor, subtract_from_columns};
 pub use moments::{Gram, Moments, add_product, subtract_product};

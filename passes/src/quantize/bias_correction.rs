@@ -14,9 +14,10 @@ use optix_pipeline::{Batch, Cx, DecisionError, PackedFloats, PassError};
 use serde::{Deserialize, Serialize};
 
 use super::decided::named_at;
-use super::numbered;
 use super::placement::Placement;
-use super::samples::{self, Divided, Judge};
+use crate::judge::Judge;
+use crate::numbered;
+use crate::samples::{self, Divided};
 
 /// Samples that means are taken over.
 const SAMPLES: usize = 32;

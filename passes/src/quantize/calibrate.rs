@@ -11,9 +11,10 @@ use serde::Deserialize;
 use super::affine::Affine;
 use super::data_linter::{self, Seen, Watched};
 use super::observer::Observer;
-use super::output_error::{Errors, Quantizers, Reference};
+use super::output_error::{Quantizers, Reference};
 use super::placement::Placement;
 use super::statistics::Statistics;
+use crate::judge::Errors;
 
 /// Samples that are looked through for ones to measure on when statistics were kept from an earlier run.
 const LOOKED_THROUGH: u64 = 64;

@@ -20,7 +20,7 @@ use optix_pipeline::{Batch, Cx, PassError};
 use rand_chacha::rand_core::Rng;
 
 use super::measure::Measured;
-use super::numbered;
+use crate::numbered;
 
 /// Elements of an output that are looked at, about; evenly apart when it has more.
 const ELEMENTS: usize = 1 << 14;

@@ -10,7 +10,7 @@ use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, ValueId};
 use optix_pipeline::{Batch, Cx, ErrorSplit, PassError};
 
 use super::measure::Measured;
-use super::numbered;
+use crate::numbered;
 
 /// A source of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

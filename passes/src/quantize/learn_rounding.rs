@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use optix_ir::{Model, NodeId};
-use optix_linalg::Gram;
 use optix_pipeline::{
     Cx, DecisionError, Family, Interface, Layer, Named, Numerics, PackedBits, Pass, PassError, Promises,
     Requires, Topology,
@@ -14,9 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::decided::named_at;
 use super::quantize_static::constant_bytes;
 use super::reconstruct::{self, Rounded, Wanted};
-use super::samples::{self, Divided, Judge};
 use super::stored_weight::{FLOAT, StoredWeight, stored_weight};
+use crate::judge::Judge;
+use crate::moments;
 use crate::names::{check_patterns, not_excluded};
+use crate::samples::{self, Divided};
 use crate::unroll::Unrolled;
 
 /// Rounds integer weights again, so that layers compute what they compute in float.
@@ -59,9 +60,6 @@ const JUDGED: usize = 16;
 /// Share of the error that must be expected to go: less is chance.
 const WORTHWHILE: f64 = 0.03;
 
-/// Bytes that what is known of the inputs of one part's layers may take.
-const ROOM: u64 = 256 << 20;
-
 /// A layer as it is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,24 +81,6 @@ struct Candidate {
     node: NodeId,
     place: usize,
     unrolled: Unrolled,
-}
-
-/// Layers in parts that are learned together, for which there is room.
-fn parts(candidates: &[Candidate], most: u64) -> Vec<&[Candidate]> {
-    let (mut parts, mut start, mut room) = (Vec::new(), 0, 0u64);
-    for (index, candidate) in candidates.iter().enumerate() {
-        let Unrolled { depth, groups, .. } = candidate.unrolled;
-        let own = Gram::bytes(depth).saturating_mul(groups as u64);
-        if index > start && room.saturating_add(own) > most {
-            parts.push(&candidates[start..index]);
-            (start, room) = (index, 0);
-        }
-        room = room.saturating_add(own);
-    }
-    if start < candidates.len() {
-        parts.push(&candidates[start..]);
-    }
-    parts
 }
 
 impl LearnRounding {
@@ -151,7 +131,7 @@ impl LearnRounding {
         let mut current = model.clone();
         let first = judge.errors(&current, cx)?;
         let mut errors = first.clone();
-        let parts = parts(candidates, ROOM);
+        let parts = moments::parts(candidates, &|candidate| &candidate.unrolled);
         let (mut found, mut dropped) = (Vec::new(), 0usize);
         for (index, part) in parts.iter().enumerate() {
             cx.progress("learning how to round", index as u64, parts.len() as u64)?;
@@ -227,7 +207,7 @@ fn apply(
             return Err(unusable(format!("{integer} is not within {low} to {high}")));
         }
     }
-    model.set_tensor(weight.value, weight.tensor(&unrolled.from_rows(&rows)));
+    model.set_tensor(weight.value, weight.tensor(&unrolled.by_elements(&rows)));
     Ok(())
 }
 
@@ -290,7 +270,7 @@ impl Pass for LearnRounding {
                 op,
                 action: "rounded again".to_owned(),
                 reason: Some(format!(
-                    "{:.0}% of its weights moved, the error they make is {:.2} of what it was",
+                    "{:.0}% of weights moved, their error x {:.2}",
                     many as f64 * 100.0 / count.max(1) as f64,
                     recorded.error
                 )),

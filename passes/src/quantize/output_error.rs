@@ -6,9 +6,10 @@ use optix_ir::{DType, Model, ValueId};
 use optix_pipeline::{Batch, Cx, PassError};
 
 use super::affine::Affine;
-use super::numbered;
 use super::placement::Placement;
 use super::rewrite;
+use crate::judge::Errors;
+use crate::numbered;
 
 /// Elements of a value compared in one sample, about; evenly apart when it has more.
 const ELEMENTS: usize = 1 << 14;
@@ -25,15 +26,6 @@ pub(super) struct Reference<'a> {
     layers: Vec<ValueId>,
     /// Some elements of each, by place in the lists above and by sample.
     expected: BTreeMap<(usize, usize), Vec<f32>>,
-}
-
-/// Errors of one set of quantizers: sums of squared differences over sums of squares.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Errors {
-    /// At the output of each layer, in the placement's order.
-    pub(super) layers: Vec<f64>,
-    /// At the model's outputs, for each sample: the mean over the outputs.
-    pub(super) samples: Vec<f64>,
 }
 
 /// Elements of a tensor, evenly apart.
@@ -81,66 +73,6 @@ fn run(
             Ok(())
         },
     )
-}
-
-impl Errors {
-    /// By which factor these errors at the model's outputs are smaller or greater than others: the natural
-    /// logarithm, its mean over the samples and the standard error of that. Logarithms, since a few samples
-    /// near a decision would outweigh all others.
-    pub(super) fn beside(&self, others: &Errors) -> (f64, f64) {
-        // Errors below this are none: what is left are last digits.
-        let floor = 1e-12;
-        let pairs = self.samples.iter().zip(&others.samples);
-        let logs: Vec<f64> = pairs.map(|(a, b)| (a.clamp(floor, 1e12) / b.clamp(floor, 1e12)).ln()).collect();
-        let count = logs.len() as f64;
-        if logs.len() < 2 {
-            return (0.0, f64::INFINITY);
-        }
-        let mean = logs.iter().sum::<f64>() / count;
-        let variance = logs.iter().map(|log| (log - mean).powi(2)).sum::<f64>() / (count - 1.0);
-        (mean, (variance / count).sqrt())
-    }
-
-    /// By which factor the errors at layers from one on are smaller or greater than others: the natural logarithm,
-    /// its mean over the layers. Layers count alike, however small their errors are.
-    fn at_layers(&self, others: &Errors, from: usize) -> f64 {
-        let floor = 1e-12;
-        let pairs = self.layers.iter().zip(&others.layers).skip(from);
-        let logs: Vec<f64> = pairs.map(|(a, b)| (a.clamp(floor, 1e12) / b.clamp(floor, 1e12)).ln()).collect();
-        logs.iter().sum::<f64>() / logs.len().max(1) as f64
-    }
-
-    /// The change of the error at the model's outputs from others that is to be expected of what layers from one
-    /// on and outputs show: its natural logarithm. Layers show it within about a fifth, whatever the samples
-    /// (measured on six models with 40 to 64 samples: the two differed by 0.2 on average); outputs by themselves
-    /// and, of few samples, badly. Each counts by its precision.
-    pub(super) fn expected_change(&self, others: &Errors, from: usize) -> f64 {
-        const SPREAD: f64 = 0.2;
-        let (mean, error) = self.beside(others);
-        let of_layers = SPREAD.powi(-2);
-        let of_outputs = error.max(1e-3).powi(-2);
-        (self.at_layers(others, from) * of_layers + mean * of_outputs) / (of_layers + of_outputs)
-    }
-
-    /// Whether these errors are smaller: at the typical sample and, for a few may lose more than all others
-    /// gain, in sum.
-    pub(super) fn is_less_than(&self, others: &Errors) -> bool {
-        let sum = |errors: &Errors| errors.samples.iter().sum::<f64>();
-        self.beside(others).0 < 0.0 && sum(self) < sum(others)
-    }
-
-    /// The change from others as it is said.
-    pub(super) fn said_beside(&self, others: &Errors) -> String {
-        let (mean, error) = self.beside(others);
-        let percent = |log: f64| (log.exp() - 1.0) * 100.0;
-        format!(
-            "{:+.0}% of the error at the outputs on {} other samples (95% interval {:+.0} to {:+.0}%)",
-            percent(mean),
-            self.samples.len(),
-            percent(mean - 1.96 * error),
-            percent(mean + 1.96 * error)
-        )
-    }
 }
 
 impl<'a> Reference<'a> {
@@ -233,40 +165,6 @@ impl<'a> Reference<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn errors(samples: &[f64]) -> Errors {
-        Errors { layers: Vec::new(), samples: samples.to_vec() }
-    }
-
-    #[test]
-    fn one_odd_sample_does_not_decide() {
-        let base = errors(&[1e-3, 2e-3, 1e-3, 4e-3, 2e-3, 1e-3]);
-        let better = errors(&[0.8e-3, 1.5e-3, 0.9e-3, 3e-3, 1.6e-3, 0.8e-3]);
-        let (mean, error) = better.beside(&base);
-        assert!(mean + 2.0 * error < -0.1, "{mean} {error}");
-        // A hundredth of the error in one sample, a little more in the others.
-        let odd = errors(&[1e-5, 2.2e-3, 1.1e-3, 4.1e-3, 2.3e-3, 1.1e-3]);
-        let (mean, error) = odd.beside(&base);
-        assert!(mean + 2.0 * error > 0.0, "{mean} {error}");
-        assert_eq!(errors(&[0.0, 0.0]).beside(&errors(&[0.0, 0.0])), (0.0, 0.0));
-        assert_eq!(errors(&[0.1]).beside(&errors(&[0.2])), (0.0, f64::INFINITY));
-        assert!(errors(&[f64::INFINITY, 1.0]).beside(&base).0 > 0.0);
-    }
-
-    #[test]
-    fn layers_decide_where_outputs_say_little() {
-        let with = |layers: &[f64], samples: &[f64]| Errors { layers: layers.to_vec(), ..errors(samples) };
-        let before = with(&[1e-3, 1e-3], &[1e-3, 1e-3, 1e-3, 1e-3]);
-        // Half the error at layers, outputs all over the place.
-        let after = with(&[0.5e-3, 0.5e-3], &[5e-3, 0.1e-3, 8e-3, 0.3e-3]);
-        assert!(after.expected_change(&before, 0) < -0.4);
-        // Outputs that surely lose outweigh layers that gain.
-        let after = with(&[0.9e-3, 0.9e-3], &[1.2e-3, 1.21e-3, 1.19e-3, 1.2e-3]);
-        assert!(after.expected_change(&before, 0) > 0.1);
-        // Layers before those that changed say nothing.
-        let after = with(&[2e-3, 0.5e-3], &[1e-3, 1e-3]);
-        assert!(after.at_layers(&before, 1) < -0.6 && after.at_layers(&before, 0).abs() < 1e-9);
-    }
 
     #[test]
     fn elements_are_taken_from_all_columns() {

@@ -1,26 +1,19 @@
 //! Learning how to round the weights of some layers of a quantized model from what they read.
 
-use std::collections::BTreeMap;
-
 use optix_ir::{Model, NodeId, Use, ValueId};
-use optix_linalg::{Gram, Moments, subtract_product};
-use optix_pipeline::{Batch, Cx, OracleError, PassError};
+use optix_linalg::{Moments, subtract_product};
+use optix_pipeline::{Batch, Cx, PassError};
 use rayon::prelude::*;
 
 use super::descent::{Problem, Row, descend};
-use super::numbered;
 use super::pairs::dequantized;
 use super::stored_weight::{partners, stored_weight};
-use crate::unroll::{Unrolled, some};
+use crate::moments::{self, Read};
+use crate::unroll::Unrolled;
 
 /// Share of the mean of its diagonal that is added to a matrix of second moments: what few positions do not
 /// tell apart stays near the nearest integers.
 const DAMPING: f32 = 0.01;
-
-/// Positions of a layer's output that are looked at, over all samples: some for each weight of a channel.
-fn positions(depth: usize) -> usize {
-    (8 * depth).clamp(8192, 32768)
-}
 
 /// A layer of the quantized model.
 #[derive(Clone, Copy)]
@@ -39,54 +32,8 @@ pub(super) struct Rounded {
     pub(super) error: f64,
 }
 
-/// Layers that read the same, with the sums of what they read.
-struct Shared<'a> {
-    layers: Vec<(usize, Wanted<'a>)>,
-    /// A sum for each group.
-    grams: Vec<Gram>,
-    /// Whether something that was read is not finite.
-    is_broken: bool,
-}
-
-impl<'a> Shared<'a> {
-    /// Layers with what they have in common.
-    fn among(layers: &[Wanted<'a>]) -> Vec<Shared<'a>> {
-        let mut shared: Vec<Shared<'a>> = Vec::new();
-        for (place, &layer) in layers.iter().enumerate() {
-            let own = layer.unrolled;
-            let is_same = |known: &&mut Shared<'_>| {
-                let other = known.layers[0].1.unrolled;
-                (other.input, &other.window, other.groups, other.depth)
-                    == (own.input, &own.window, own.groups, own.depth)
-            };
-            match shared.iter_mut().find(is_same) {
-                Some(known) => known.layers.push((place, layer)),
-                None => {
-                    let grams = (0..own.groups).map(|_| Gram::new(own.depth)).collect();
-                    shared.push(Shared { layers: vec![(place, layer)], grams, is_broken: false });
-                }
-            }
-        }
-        shared
-    }
-
-    /// Adds a batch of inputs, at most so many of its positions.
-    fn add(&mut self, elements: &[f32], shape: &[usize], most: usize) {
-        let unrolled = self.layers[0].1.unrolled;
-        let Some(count) = unrolled.positions(shape) else { return };
-        let positions = some(count, most);
-        for (group, gram) in self.grams.iter_mut().enumerate() {
-            match unrolled.inputs(elements, shape, group, &positions) {
-                Some(read) if read.iter().all(|x| x.is_finite()) => gram.add(&read),
-                _ => self.is_broken = true,
-            }
-        }
-    }
-}
-
 /// Second moments of a group with a share of their mean diagonal added to that.
-fn damped(gram: Gram, depth: usize) -> Moments {
-    let mut moments = gram.finish();
+fn damped(mut moments: Moments, depth: usize) -> Moments {
     let diagonal = (0..depth).map(|place| moments.products[place * depth + place]);
     let mean = diagonal.sum::<f32>() / depth.max(1) as f32;
     for place in 0..depth {
@@ -146,6 +93,8 @@ fn of_layer(float: &Model, model: &Model, layer: Wanted<'_>, moments: &[Moments]
     let unrolled = layer.unrolled;
     let Unrolled { rows, depth, .. } = *unrolled;
     let wanted = held.to_slice::<f32>().ok()?;
+    // What was pruned stays so.
+    let is_zero: Vec<bool> = unrolled.by_rows(&wanted.iter().map(|&w| w == 0.0).collect::<Vec<bool>>());
     let off = |(at, &integer): (usize, &i32)| weight.float(at, integer) - wanted[at];
     let errors: Vec<f32> = weight.integers.iter().enumerate().map(off).collect();
     let (errors, integers) = (unrolled.by_rows(&errors), unrolled.by_rows(&weight.integers));
@@ -169,7 +118,12 @@ fn of_layer(float: &Model, model: &Model, layer: Wanted<'_>, moments: &[Moments]
         let Moments { products: gram, mean, positions } = &moments[channel / rows];
         let span = channel * depth..(channel + 1) * depth;
         let (errors, mut integers) = (&errors[span.clone()], integers[span.clone()].to_vec());
-        let sides: Vec<i8> = errors.iter().map(|&error| if error > 0.0 { -1 } else { 1 }).collect();
+        let side = |(&error, &is_zero): (&f32, &bool)| match (is_zero, error > 0.0) {
+            (true, _) => 0,
+            (false, true) => -1,
+            (false, false) => 1,
+        };
+        let sides: Vec<i8> = errors.iter().zip(&is_zero[span.clone()]).map(side).collect();
         let mut gradient = gradients[span.clone()].to_vec();
         if is_corrected {
             let by = moved_mean[channel] * *positions as f32;
@@ -208,39 +162,16 @@ pub(super) fn round(
     batches: &[Batch],
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Option<Rounded>>, PassError> {
-    let mut shared = Shared::among(layers);
-    let mut by_input: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
-    for (place, shared) in shared.iter().enumerate() {
-        by_input.entry(shared.layers[0].1.unrolled.input).or_default().push(place);
-    }
-    let inputs: Vec<ValueId> = by_input.keys().copied().collect();
-    let samples: usize = batches.iter().map(|batch| batch.count).sum();
-    let what = ("learning how to round", samples);
-    numbered::observe(
-        what,
-        model,
-        &inputs,
-        &mut batches.iter().cloned(),
-        cx,
-        &mut |batch, value, tensor| {
-            let elements = tensor.to_slice::<f32>().map_err(|error| OracleError::Feeds(error.to_string()))?;
-            for &place in &by_input[&value] {
-                let depth = shared[place].layers[0].1.unrolled.depth;
-                let most = (positions(depth) * batches[batch].count.max(1)).div_ceil(samples.max(1));
-                shared[place].add(&elements, tensor.shape(), most);
-            }
-            Ok(())
-        },
-    )?;
+    let unrolled: Vec<&Unrolled> = layers.iter().map(|layer| layer.unrolled).collect();
     let mut found: Vec<Option<Rounded>> = layers.iter().map(|_| None).collect();
-    for Shared { layers, grams, is_broken } in shared {
-        let depth = layers[0].1.unrolled.depth;
-        if is_broken {
-            continue;
-        }
-        let moments: Vec<Moments> = grams.into_iter().map(|gram| damped(gram, depth)).collect();
-        for (place, layer) in layers {
-            found[place] = of_layer(float, model, layer, &moments);
+    for Read { layers: places, moments } in
+        moments::read(model, &unrolled, batches, "learning how to round", cx)?
+    {
+        let Some(moments) = moments else { continue };
+        let depth = unrolled[places[0]].depth;
+        let moments: Vec<Moments> = moments.into_iter().map(|moments| damped(moments, depth)).collect();
+        for place in places {
+            found[place] = of_layer(float, model, layers[place], &moments);
         }
     }
     Ok(found)

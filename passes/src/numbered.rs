@@ -6,14 +6,14 @@ use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Batch, Batches, Cx, OracleError, PassError};
 
 /// Looks at a value of the batch with that number, from 0.
-pub(super) type Visit<'a> = &'a mut dyn FnMut(usize, ValueId, &Tensor) -> Result<(), OracleError>;
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(usize, ValueId, &Tensor) -> Result<(), OracleError>;
 
 /// Runs a model over batches as [`Cx::observe_batches`] does, of which `total` are to come, and shows `visit`
 /// every wanted value with the number of its batch.
 ///
 /// # Errors
 /// As [`Cx::observe_batches`].
-pub(super) fn observe(
+pub(crate) fn observe(
     (what, total): (&str, usize),
     model: &Model,
     wanted: &[ValueId],

@@ -1,0 +1,112 @@
+//! Factors of matrices of second moments.
+
+use faer::linalg::matmul::matmul;
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
+use rayon::prelude::*;
+
+/// Rows of a product that one thread computes at a time.
+const BLOCK: usize = 64;
+
+/// The upper triangular `U`, row by row, with `UᵀU` the inverse of a symmetric matrix; `None` where that is not
+/// positive definite. Computed in f64.
+///
+/// With rows and columns in reverse order the matrix is `LLᵀ`, so in order it is `RRᵀ` with `R` upper triangular,
+/// and its inverse `R⁻ᵀR⁻¹`: one Cholesky factor and one triangular inverse, where the usual way (Frantar et al.
+/// 2023, GPTQ) inverts and factors twice.
+///
+/// # Panics
+/// When the matrix has not `size x size` elements.
+pub fn inverse_factor(matrix: &[f32], size: usize) -> Option<Vec<f32>> {
+    assert_eq!(matrix.len(), size * size);
+    let last = size.checked_sub(1)?;
+    let reversed =
+        Mat::<f64>::from_fn(size, size, |row, column| f64::from(matrix[(last - row) * size + last - column]));
+    let factor = reversed.llt(Side::Lower).ok()?;
+    let mut inverse = Mat::<f64>::identity(size, size);
+    solve_lower_triangular_in_place(factor.L(), inverse.as_mut(), Par::Seq);
+    let mut found = vec![0f32; size * size];
+    for row in 0..size {
+        for column in row..size {
+            found[row * size + column] = inverse[(last - row, last - column)] as f32;
+        }
+    }
+    found.iter().all(|x| x.is_finite()).then_some(found)
+}
+
+/// Subtracts `errors factor` from the columns of a matrix from `from` on: rows of the matrix and of `factor` have
+/// `columns` elements, those of `errors` as many as `factor` has rows.
+///
+/// # Panics
+/// When lengths do not fit.
+pub fn subtract_from_columns(
+    matrix: &mut [f32],
+    columns: usize,
+    from: usize,
+    errors: &[f32],
+    factor: &[f32],
+) {
+    let width = factor.len() / columns.max(1);
+    if from >= columns || width == 0 {
+        return;
+    }
+    let factor = MatRef::from_row_major_slice(factor, width, columns).subcols(from, columns - from);
+    matrix.par_chunks_mut(BLOCK * columns).zip(errors.par_chunks(BLOCK * width)).for_each(
+        |(matrix, errors)| {
+            let height = errors.len() / width;
+            let errors = MatRef::from_row_major_slice(errors, height, width);
+            let matrix = MatMut::from_row_major_slice_mut(matrix, height, columns);
+            let right = matrix.subcols_mut(from, columns - from);
+            matmul(right, Accum::Add, errors, factor, -1.0, Par::Seq);
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_factor_is_that_of_the_inverse() {
+        let size = 37;
+        let inputs: Vec<f32> = (0..90 * size).map(|i| (i as f32 * 0.71).sin()).collect();
+        let mut moments = crate::Gram::new(size);
+        moments.add(&inputs);
+        let mut matrix = moments.finish().products;
+        (0..size).for_each(|at| matrix[at * size + at] += 0.5);
+        let factor = inverse_factor(&matrix, size).expect("it is positive definite");
+        // UᵀU times the matrix is one.
+        let at = |m: &[f32], row: usize, column: usize| f64::from(m[row * size + column]);
+        let inverse = |row: usize, column: usize| -> f64 {
+            (0..size).map(|k| at(&factor, k, row) * at(&factor, k, column)).sum()
+        };
+        for row in 0..size {
+            for column in 0..size {
+                let product: f64 = (0..size).map(|k| inverse(row, k) * at(&matrix, k, column)).sum();
+                assert!((product - f64::from(row == column)).abs() < 1e-3, "{row} {column} {product}");
+                assert!(column >= row || at(&factor, row, column) == 0.0);
+            }
+        }
+        assert_eq!(inverse_factor(&[1.0, 2.0, 2.0, 1.0], 2), None);
+        assert_eq!(inverse_factor(&[], 0), None);
+    }
+
+    #[test]
+    fn columns_behind_are_changed_alone() {
+        let (rows, columns, width) = (70, 5, 2);
+        let errors: Vec<f32> = (0..rows * width).map(|i| (i % 7) as f32).collect();
+        let factor: Vec<f32> = (0..width * columns).map(|i| (i % 5) as f32 - 2.0).collect();
+        let before: Vec<f32> = (0..rows * columns).map(|i| (i % 11) as f32).collect();
+        let mut found = before.clone();
+        subtract_from_columns(&mut found, columns, 3, &errors, &factor);
+        for row in 0..rows {
+            for column in 0..columns {
+                let sum: f32 =
+                    (0..width).map(|k| errors[row * width + k] * factor[k * columns + column]).sum();
+                let expected = before[row * columns + column] - if column < 3 { 0.0 } else { sum };
+                assert_eq!(found[row * columns + column], expected);
+            }
+        }
+        subtract_from_columns(&mut found, columns, 5, &errors, &factor);
+    }
+}

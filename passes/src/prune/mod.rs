@@ -1,0 +1,12 @@
+//! Fewer weights: passes that set weights to zero.
+
+mod layers;
+mod mask;
+mod prune_magnitude;
+mod prune_sparsegpt;
+mod prune_wanda;
+
+pub use mask::{Pattern, Shares};
+pub use prune_magnitude::{PruneMagnitude, Scope};
+pub use prune_sparsegpt::PruneSparsegpt;
+pub use prune_wanda::PruneWanda;

@@ -1,0 +1,42 @@
+//! `optix prune`: a recipe made from flags.
+
+use optix_pipeline::Override;
+
+use super::quantize::{list, quoted};
+use super::recipes;
+use super::run::{self, Origin};
+use optix::cli::{Global, Prune, PruneMethod};
+
+/// The recipe whose last step prunes, and what that step is called in it.
+const RECIPE: (&str, &str) = ("2-4-sparse", "\npass = \"prune-sparsegpt\"\npattern = \"2:4\"\n");
+
+/// Sets weights of a model to zero.
+pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
+    let method = options.method.unwrap_or(match options.data.calib {
+        Some(_) => PruneMethod::Sparsegpt,
+        None => PruneMethod::Magnitude,
+    });
+    let step = match method {
+        PruneMethod::Magnitude => "prune-magnitude",
+        PruneMethod::Wanda => "prune-wanda",
+        PruneMethod::Sparsegpt => "prune-sparsegpt",
+    };
+    let given = [
+        ("sparsity", options.sparsity.map(|value| format!("{value:?}"))),
+        ("pattern", options.pattern.as_deref().map(quoted)),
+        ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(&options.exclude)))),
+    ];
+    let overrides: Vec<Override> = given
+        .into_iter()
+        .filter_map(|(option, value)| {
+            Some(Override { step: step.into(), option: option.into(), value: value? })
+        })
+        .collect();
+    let (recipe, last) = RECIPE;
+    let text = recipes::find(recipe).unwrap_or_default().replace(last, &format!("\npass = \"{step}\"\n"));
+    // The first line is about the built-in recipe.
+    let text = text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned());
+    let origin = Origin { text, name: format!("recipe of `prune` ({step})"), directory: None, file: None };
+    let Prune { model, set, output, data, debugging, .. } = options;
+    run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
+}
