@@ -495,3 +495,27 @@ fn rounding_is_learned_from_the_float_model_alone() {
     let error = failed.expect_err("there is no float model to compare with").to_string();
     assert!(error.contains("put it behind the step that quantizes"), "{error}");
 }
+
+#[test]
+fn weights_in_bodies_are_left_as_they_are() {
+    let net = ModelBuilder::new(15)
+        .input("x", "float[N, 64]")
+        .constant("outer", tensor(&[64, 64], 41))
+        .node("MatMul", ["x", "outer"], ["h"])
+        .constant("flag", Tensor::from_bools(vec![], &[true]))
+        .node("If", ["flag"], ["y"])
+        .subgraph("then_branch", |body| {
+            let body = body.constant("inner", tensor(&[64, 64], 42));
+            body.node("MatMul", ["h", "inner"], ["then_y"]).output("then_y", "float[N, 64]")
+        })
+        .subgraph("else_branch", |body| body.node("Neg", ["h"], ["else_y"]).output("else_y", "float[N, 64]"));
+    let float = net.output("y", "float[N, 64]").build();
+    let data = Samples(vec![("x".to_owned(), tensor(&[64, 64], 43))]);
+    let learn = "[[step]]\npass = \"compress-weights\"\n[[step]]\npass = \"learn-rounding\"\n";
+    for recipe in [learn, "[[step]]\npass = \"prune-sparsegpt\"\n", "[[step]]\npass = \"prune-wanda\"\n"] {
+        let mut model = float.clone();
+        let steps = run(recipe, &mut model, Some(&data), None);
+        let skips = &steps[steps.len() - 1].changes.skips;
+        assert!(skips.iter().any(|skip| skip.reason.contains("body of control flow")), "{recipe} {skips:?}");
+    }
+}

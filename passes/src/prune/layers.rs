@@ -27,7 +27,12 @@ impl Prunable {
     }
 }
 
-fn examine(model: &Model, node: NodeId, exclude: &[String]) -> Option<Result<Prunable, String>> {
+fn examine(
+    model: &Model,
+    node: NodeId,
+    exclude: &[String],
+    is_observed: bool,
+) -> Option<Result<Prunable, String>> {
     let is_layer = matches!(model.node(node).op_type.as_str(), "Conv" | "Gemm" | "MatMul");
     if !is_layer || !model.node(node).domain().is_empty() {
         return None;
@@ -38,6 +43,9 @@ fn examine(model: &Model, node: NodeId, exclude: &[String]) -> Option<Result<Pru
     };
     let found = || {
         not_excluded(model, node, exclude)?;
+        if is_observed && model.node(node).graph() != model.main() {
+            return Err("it lies in a body of control flow, where nothing is observed".to_owned());
+        }
         if tensor.dtype() != DType::F32 {
             return Err(format!("its weights are {}, only float is pruned", tensor.dtype()));
         }
@@ -57,14 +65,15 @@ fn examine(model: &Model, node: NodeId, exclude: &[String]) -> Option<Result<Pru
     Some(found())
 }
 
-/// All layers whose weights may become zero, in order; what is left alone is listed with its reason.
+/// All layers whose weights may become zero, in order, those of the main graph alone where what they read must be
+/// observed; what is left alone is listed with its reason.
 ///
 /// # Errors
 /// When a pattern of `exclude` names no node, when `sparsity` is no share, or when nothing can be pruned.
 pub(super) fn prunable(
     model: &Model,
     exclude: &[String],
-    (sparsity, pattern): (f64, Pattern),
+    (sparsity, pattern, is_observed): (f64, Pattern, bool),
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Prunable>, PassError> {
     if !(0.0..1.0).contains(&sparsity) {
@@ -81,7 +90,7 @@ pub(super) fn prunable(
     check_patterns(model, exclude)?;
     let mut found = Vec::new();
     for node in model.walk().collect::<Vec<_>>() {
-        match examine(model, node, exclude) {
+        match examine(model, node, exclude, is_observed) {
             Some(Ok(layer)) => found.push(layer),
             Some(Err(reason)) => cx.skip(model, node, reason),
             None => {}

@@ -116,7 +116,7 @@ impl Pass for PruneMagnitude {
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
-        let layers = prunable(model, &self.exclude, (self.sparsity, self.pattern), cx)?;
+        let layers = prunable(model, &self.exclude, (self.sparsity, self.pattern, false), cx)?;
         for (layer, zeros) in layers.iter().zip(self.masks(&layers)) {
             let zeros = match zeros {
                 Ok(zeros) => zeros,

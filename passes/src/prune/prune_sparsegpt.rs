@@ -244,7 +244,7 @@ impl Pass for PruneSparsegpt {
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
-        let layers = prunable(model, &self.exclude, (self.sparsity, self.pattern), cx)?;
+        let layers = prunable(model, &self.exclude, (self.sparsity, self.pattern, true), cx)?;
         let found = cx.decide("weights", |cx| self.search(model, &layers, cx))?;
         let unusable = |what| DecisionError::Unusable { key: "weights".to_owned(), what };
         if found.len() != layers.len() {

@@ -122,7 +122,7 @@ impl Pass for PruneWanda {
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
-        let layers = prunable(model, &self.exclude, (self.sparsity, self.pattern), cx)?;
+        let layers = prunable(model, &self.exclude, (self.sparsity, self.pattern, true), cx)?;
         let masks: Vec<Result<PackedBits, String>> = cx.decide("masks", |cx| {
             let batches = batches(model, self.samples, cx)?;
             let scores = all_scores(model, &layers, &batches, cx)?;

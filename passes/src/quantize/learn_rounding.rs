@@ -96,6 +96,9 @@ impl LearnRounding {
             Err(reason) if reason == FLOAT => return None,
             Err(reason) => return Some(Err(reason)),
         };
+        if model.node(node).graph() != model.main() {
+            return Some(Err("it lies in a body of control flow, where nothing is observed".to_owned()));
+        }
         let made = not_excluded(model, node, &self.exclude)
             .and_then(|()| Unrolled::of(model, node, &weight.shape).map_err(str::to_owned));
         Some(made.map(|unrolled| Candidate { node, place, unrolled }))
