@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use optix_ir::{DType, Model, NodeId, ValueId};
 use optix_pipeline::{Batch, Cx, PassError, SignalNoise};
 
-use crate::{numbered, unroll};
+use crate::{evenly, numbered};
 
 /// Errors of a model beside another: sums of squared differences over sums of squares.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,15 +16,19 @@ pub(crate) struct Errors {
     pub(crate) samples: Vec<f64>,
 }
 
+/// Logarithms of errors by others, pair by pair.
+fn logs(errors: &[f64], others: &[f64]) -> Vec<f64> {
+    // Errors below this are none: what is left are last digits.
+    let kept = |error: &f64| error.clamp(1e-12, 1e12);
+    errors.iter().zip(others).map(|(a, b)| (kept(a) / kept(b)).ln()).collect()
+}
+
 impl Errors {
     /// By which factor these errors at the model's outputs are smaller or greater than others: the natural
     /// logarithm, its mean over the samples and the standard error of that. Logarithms, since a few samples
     /// near a decision would outweigh all others.
     pub(crate) fn beside(&self, others: &Errors) -> (f64, f64) {
-        // Errors below this are none: what is left are last digits.
-        let floor = 1e-12;
-        let pairs = self.samples.iter().zip(&others.samples);
-        let logs: Vec<f64> = pairs.map(|(a, b)| (a.clamp(floor, 1e12) / b.clamp(floor, 1e12)).ln()).collect();
+        let logs = logs(&self.samples, &others.samples);
         let count = logs.len() as f64;
         if logs.len() < 2 {
             return (0.0, f64::INFINITY);
@@ -37,9 +41,8 @@ impl Errors {
     /// By which factor the errors at layers from one on are smaller or greater than others: the natural logarithm,
     /// its mean over the layers. Layers count alike, however small their errors are.
     fn at_layers(&self, others: &Errors, from: usize) -> f64 {
-        let floor = 1e-12;
-        let pairs = self.layers.iter().zip(&others.layers).skip(from);
-        let logs: Vec<f64> = pairs.map(|(a, b)| (a.clamp(floor, 1e12) / b.clamp(floor, 1e12)).ln()).collect();
+        let logs = logs(&self.layers, &others.layers);
+        let logs = logs.get(from..).unwrap_or_default();
         logs.iter().sum::<f64>() / logs.len().max(1) as f64
     }
 
@@ -130,8 +133,8 @@ impl<'a> Judge<'a> {
             if tensor.dtype() == DType::F32
                 && let Ok(elements) = tensor.to_slice::<f32>()
             {
-                let kept: Vec<f32> =
-                    unroll::some(elements.len(), ELEMENTS).into_iter().map(|at| elements[at]).collect();
+                let step = evenly::step(elements.len(), ELEMENTS);
+                let kept: Vec<f32> = elements.iter().step_by(step).copied().collect();
                 for &place in &places[&value] {
                     show(place, sample, kept.clone());
                 }

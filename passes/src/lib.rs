@@ -6,6 +6,7 @@
 
 pub mod clean;
 mod cut;
+mod evenly;
 mod judge;
 mod moments;
 mod names;

@@ -5,6 +5,8 @@ use optix_ir::view::{self, AutoPad};
 use optix_ir::{Model, NodeId, ValueId};
 use rayon::prelude::*;
 
+use crate::evenly;
+
 /// Which inputs a position of the output reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Window {
@@ -200,9 +202,7 @@ impl Unrolled {
 
 /// At most so many of `count` positions, evenly apart.
 pub(crate) fn some(count: usize, most: usize) -> Vec<usize> {
-    // An odd distance, so that it does not fall on the same column of every row.
-    let step = if count <= most { 1 } else { count.div_ceil(most.max(1)) | 1 };
-    (0..count).step_by(step).collect()
+    (0..count).step_by(evenly::step(count, most)).collect()
 }
 
 #[cfg(test)]

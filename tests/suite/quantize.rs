@@ -7,7 +7,7 @@ use optix_passes::PASSES;
 use optix_passes::quantize::certificate::{WeightLayout, pairs_can_saturate};
 use optix_pipeline::check::relative_difference;
 use optix_pipeline::report::StepReport;
-use optix_pipeline::runner::{self, RunOptions};
+use optix_pipeline::runner::{self, RunError, RunOptions};
 use optix_pipeline::{Calibration, Deployment, KernelTime, NoProgress, OracleError, Recipe, Resources};
 use optix_runtime::{Cpu, Engine, EngineOracle, LoadOptions};
 
@@ -58,8 +58,18 @@ fn run_with(
     model: &mut Model,
     calibration: Option<&dyn Calibration>,
     deployment: Option<&mut Table>,
-    (threads, options): (usize, RunOptions),
+    how: (usize, RunOptions),
 ) -> Vec<StepReport> {
+    attempt(recipe, model, calibration, deployment, how).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn attempt(
+    recipe: &str,
+    model: &mut Model,
+    calibration: Option<&dyn Calibration>,
+    deployment: Option<&mut Table>,
+    (threads, options): (usize, RunOptions),
+) -> Result<Vec<StepReport>, RunError> {
     let recipe = Recipe::parse(&format!("version = 1\n{recipe}"), "test", PASSES, &[]).expect("it parses");
     let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions { threads, ..LoadOptions::default() });
     let mut resources = Resources {
@@ -72,7 +82,6 @@ fn run_with(
         cancel: CancelToken::new(),
     };
     runner::run(&recipe, model, &mut resources, &options, &mut |_, _| {})
-        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn outputs(model: &Model, feeds: &[Tensor]) -> Vec<Tensor> {
@@ -479,19 +488,8 @@ fn rounding_is_learned_from_the_float_model_alone() {
     let mut model = correlated();
     let data = Samples(vec![("x".to_owned(), pictures(16, 1))]);
     run(&step("min-sqnr = 0.0\n"), &mut model, Some(&data), None);
-    let recipe = "version = 1\n[[step]]\npass = \"learn-rounding\"\n";
-    let recipe = Recipe::parse(recipe, "test", PASSES, &[]).expect("it parses");
-    let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions::default());
-    let mut resources = Resources {
-        oracle: &mut oracle,
-        calibration: Some(&data),
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        cancel: CancelToken::new(),
-    };
-    let failed = runner::run(&recipe, &mut model, &mut resources, &RunOptions::default(), &mut |_, _| {});
+    let recipe = "[[step]]\npass = \"learn-rounding\"\n";
+    let failed = attempt(recipe, &mut model, Some(&data), None, (2, RunOptions::default()));
     let error = failed.expect_err("there is no float model to compare with").to_string();
     assert!(error.contains("put it behind the step that quantizes"), "{error}");
 }

@@ -8,4 +8,4 @@ mod factor;
 mod moments;
 
 pub use factor::{inverse_factor, subtract_from_columns};
-pub use moments::{Gram, Moments, add_product, subtract_product};
+pub use moments::{Gram, Moments, subtract_product};

@@ -25,6 +25,12 @@ impl Prunable {
         let tensor = Tensor::from_vec(self.shape.clone(), self.unrolled.by_elements(weights));
         model.set_tensor(self.value, tensor);
     }
+
+    /// Its weights, some of them zero.
+    pub(super) fn masked(&self, zeros: &[bool]) -> Vec<f32> {
+        let pairs = self.weights.iter().zip(zeros);
+        pairs.map(|(&weight, &zero)| if zero { 0.0 } else { weight }).collect()
+    }
 }
 
 fn examine(
@@ -105,8 +111,27 @@ pub(super) fn prunable(
     Ok(found)
 }
 
+/// Gives layers the weights that were found for them, in order, or lists why there are none; and says what the zeros
+/// are worth.
+pub(super) fn put_all(
+    model: &mut Model,
+    layers: &[Prunable],
+    found: Vec<Result<Vec<f32>, String>>,
+    pattern: Pattern,
+    cx: &mut Cx<'_>,
+) {
+    for (layer, weights) in layers.iter().zip(found) {
+        match weights {
+            Err(reason) => cx.skip(model, layer.node, reason),
+            Ok(_) if !cx.may_edit("prune-weights") => return,
+            Ok(weights) => set_weights(model, layer, &weights, cx),
+        }
+    }
+    say_what_runs_it(pattern, cx);
+}
+
 /// Gives a layer weights of which some are zero, and records how many.
-pub(super) fn set_weights(model: &mut Model, layer: &Prunable, weights: &[f32], cx: &mut Cx<'_>) {
+fn set_weights(model: &mut Model, layer: &Prunable, weights: &[f32], cx: &mut Cx<'_>) {
     let zeros = weights.iter().filter(|weight| **weight == 0.0).count();
     layer.put(model, weights);
     let bytes = 4 * weights.len() as u64;
@@ -125,7 +150,7 @@ pub(super) fn set_weights(model: &mut Model, layer: &Prunable, weights: &[f32], 
 }
 
 /// Says what zeros are worth.
-pub(super) fn say_what_runs_it(pattern: Pattern, cx: &mut Cx<'_>) {
+fn say_what_runs_it(pattern: Pattern, cx: &mut Cx<'_>) {
     let dense = "engines that know nothing of it (onnxruntime among them) run zeros as they run all numbers, and the \
                  file is as large as before, until it is compressed";
     cx.note(match pattern {

@@ -5,8 +5,10 @@ mod mask;
 mod prune_magnitude;
 mod prune_sparsegpt;
 mod prune_wanda;
+mod shares;
 
-pub use mask::{Pattern, Shares};
+pub use mask::Pattern;
 pub use prune_magnitude::{PruneMagnitude, Scope};
 pub use prune_sparsegpt::PruneSparsegpt;
 pub use prune_wanda::PruneWanda;
+pub use shares::Shares;

@@ -5,7 +5,7 @@ use optix_pipeline::{Cx, Family, Interface, Named, Numerics, Pass, PassError, Pr
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::layers::{Prunable, prunable, say_what_runs_it, set_weights};
+use super::layers::{Prunable, prunable, put_all};
 use super::mask::{Pattern, least, mask, share_of};
 
 /// What weights are compared with.
@@ -117,26 +117,10 @@ impl Pass for PruneMagnitude {
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
         let layers = prunable(model, &self.exclude, (self.sparsity, self.pattern, false), cx)?;
-        for (layer, zeros) in layers.iter().zip(self.masks(&layers)) {
-            let zeros = match zeros {
-                Ok(zeros) => zeros,
-                Err(reason) => {
-                    cx.skip(model, layer.node, reason);
-                    continue;
-                }
-            };
-            if !cx.may_edit("prune-weights") {
-                return Ok(());
-            }
-            let weights: Vec<f32> = layer
-                .weights
-                .iter()
-                .zip(zeros)
-                .map(|(&weight, zero)| if zero { 0.0 } else { weight })
-                .collect();
-            set_weights(model, layer, &weights, cx);
-        }
-        say_what_runs_it(self.pattern, cx);
+        let of =
+            |(layer, zeros): (&Prunable, Result<Vec<bool>, String>)| zeros.map(|zeros| layer.masked(&zeros));
+        let found = layers.iter().zip(self.masks(&layers)).map(of).collect();
+        put_all(model, &layers, found, self.pattern, cx);
         Ok(())
     }
 }

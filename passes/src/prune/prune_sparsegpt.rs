@@ -10,9 +10,9 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::layers::{Prunable, prunable, say_what_runs_it, set_weights};
-use super::mask::{Pattern, Shares, lanes, least, share_of};
-use super::prune_wanda;
+use super::layers::{Prunable, prunable, put_all};
+use super::mask::{Pattern, lanes, least, share_of};
+use super::shares::{Shares, all_scores, batches, shares};
 use crate::moments::{self, Read};
 use crate::unroll::Unrolled;
 
@@ -196,11 +196,11 @@ impl PruneSparsegpt {
         layers: &[Prunable],
         cx: &mut Cx<'_>,
     ) -> Result<Vec<Result<PackedFloats, String>>, PassError> {
-        let batches = prune_wanda::batches(model, self.samples, cx)?;
+        let batches = batches(model, self.samples, cx)?;
         let shares = match (self.pattern, self.shares) {
             (Pattern::Unstructured, Shares::Owl | Shares::Output) => {
-                let scores = prune_wanda::all_scores(model, layers, &batches, cx)?;
-                prune_wanda::shares(&scores, self.shares, self.sparsity)
+                let scores = all_scores(model, layers, &batches, cx)?;
+                shares(&scores, self.shares, self.sparsity)
             }
             _ => vec![self.sparsity; layers.len()],
         };
@@ -250,24 +250,17 @@ impl Pass for PruneSparsegpt {
         if found.len() != layers.len() {
             return Err(unusable(format!("weights of {} of {} layers", found.len(), layers.len())).into());
         }
-        for (layer, weights) in layers.iter().zip(found) {
-            let weights = match weights {
-                Ok(weights) => weights.0,
-                Err(reason) => {
-                    cx.skip(model, layer.node, reason);
-                    continue;
-                }
-            };
-            if weights.len() != layer.weights.len() || weights.iter().any(|weight| !weight.is_finite()) {
-                let what = format!("`{}` has {} finite weights", layer.name, layer.weights.len());
-                return Err(unusable(what).into());
+        let of = |(layer, weights): (&Prunable, Result<PackedFloats, String>)| match weights {
+            Ok(PackedFloats(weights))
+                if weights.len() != layer.weights.len()
+                    || weights.iter().any(|weight| !weight.is_finite()) =>
+            {
+                Err(unusable(format!("`{}` has {} finite weights", layer.name, layer.weights.len())))
             }
-            if !cx.may_edit("prune-weights") {
-                return Ok(());
-            }
-            set_weights(model, layer, &weights, cx);
-        }
-        say_what_runs_it(self.pattern, cx);
+            weights => Ok(weights.map(|PackedFloats(weights)| weights)),
+        };
+        let found = layers.iter().zip(found).map(of).collect::<Result<Vec<_>, _>>()?;
+        put_all(model, &layers, found, self.pattern, cx);
         Ok(())
     }
 }

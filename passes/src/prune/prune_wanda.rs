@@ -1,19 +1,16 @@
 //! The weights that matter least to what a layer reads become zero.
 
 use optix_ir::Model;
-use optix_linalg::Moments;
 use optix_pipeline::{
-    Batch, Cx, DecisionError, Family, Interface, Named, Numerics, PackedBits, Pass, PassError, Promises,
-    Requires, Topology,
+    Cx, DecisionError, Family, Interface, Named, Numerics, PackedBits, Pass, PassError, Promises, Requires,
+    Topology,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::layers::{Prunable, prunable, say_what_runs_it, set_weights};
-use super::mask::{Pattern, Shares, by_output, mask, outlier_weighed};
-use crate::moments::{self, Read};
-use crate::samples;
-use crate::unroll::Unrolled;
+use super::layers::{Prunable, prunable, put_all};
+use super::mask::{Pattern, mask};
+use super::shares::{Shares, all_scores, batches, shares};
 
 /// Sets weights to zero whose products with what the layer reads are least: magnitude times the norm of the input
 /// on calibration data, compared within each output channel (Wanda; Sun et al. 2024).
@@ -52,66 +49,6 @@ impl Named for PruneWanda {
     const FAMILY: Family = Family::Prune;
 }
 
-/// Magnitudes times the norms of what is read.
-pub(super) fn scores(weights: &[f32], unrolled: &Unrolled, moments: &[Moments]) -> Vec<f32> {
-    let depth = unrolled.depth;
-    let norms: Vec<Vec<f32>> = moments
-        .iter()
-        .map(|moments| {
-            (0..depth).map(|place| moments.products[place * depth + place].max(0.0).sqrt()).collect()
-        })
-        .collect();
-    let of = |(at, weight): (usize, &f32)| weight.abs() * norms[at / depth / unrolled.rows][at % depth];
-    weights.iter().enumerate().map(of).collect()
-}
-
-/// The calibration data to look at.
-pub(super) fn batches(model: &Model, samples: usize, cx: &mut Cx<'_>) -> Result<Vec<Batch>, PassError> {
-    let batches = samples::spread(model, samples, cx)?;
-    let count: usize = batches.iter().map(|batch| batch.count).sum();
-    cx.count("calibration samples", count as u64);
-    match count {
-        0 => Err(PassError::Options("the calibration data hold no samples".to_owned())),
-        _ => Ok(batches),
-    }
-}
-
-/// Scores of all layers, from one run of the model as it is; none for layers whose inputs are not finite.
-pub(super) fn all_scores(
-    model: &Model,
-    layers: &[Prunable],
-    batches: &[Batch],
-    cx: &mut Cx<'_>,
-) -> Result<Vec<Option<Vec<f32>>>, PassError> {
-    let mut found: Vec<Option<Vec<f32>>> = layers.iter().map(|_| None).collect();
-    let mut start = 0;
-    for part in moments::parts(layers, &|layer| &layer.unrolled) {
-        let unrolled: Vec<&Unrolled> = part.iter().map(|layer| &layer.unrolled).collect();
-        for Read { layers: places, moments } in
-            moments::read(model, &unrolled, batches, "measuring what layers read", cx)?
-        {
-            let Some(moments) = moments else { continue };
-            for place in places {
-                found[start + place] = Some(scores(&part[place].weights, unrolled[place], &moments));
-            }
-        }
-        start += part.len();
-    }
-    Ok(found)
-}
-
-/// The share of each layer.
-pub(super) fn shares(scores: &[Option<Vec<f32>>], shares: Shares, sparsity: f64) -> Vec<f64> {
-    let known: Vec<&[f32]> = scores.iter().flatten().map(Vec::as_slice).collect();
-    let found = match shares {
-        Shares::Uniform => vec![sparsity; known.len()],
-        Shares::Owl => outlier_weighed(&known, sparsity),
-        Shares::Output => by_output(&known, sparsity),
-    };
-    let mut found = found.into_iter();
-    scores.iter().map(|scores| scores.as_ref().and_then(|_| found.next()).unwrap_or(sparsity)).collect()
-}
-
 impl Pass for PruneWanda {
     fn requires(&self) -> Requires {
         Requires { calibration: true, inferred_types: true, ..Requires::default() }
@@ -133,34 +70,18 @@ impl Pass for PruneWanda {
             };
             Ok(layers.iter().zip(&scores).zip(shares).map(of).collect())
         })?;
+        let unusable = |what| DecisionError::Unusable { key: "masks".to_owned(), what };
         if masks.len() != layers.len() {
-            let what = format!("{} masks for {} layers", masks.len(), layers.len());
-            return Err(DecisionError::Unusable { key: "masks".to_owned(), what }.into());
+            return Err(unusable(format!("{} masks for {} layers", masks.len(), layers.len())).into());
         }
-        for (layer, zeros) in layers.iter().zip(masks) {
-            let zeros = match zeros {
-                Ok(zeros) => zeros.0,
-                Err(reason) => {
-                    cx.skip(model, layer.node, reason);
-                    continue;
-                }
-            };
-            if zeros.len() != layer.weights.len() {
-                let what = format!("`{}` has {} weights", layer.name, layer.weights.len());
-                return Err(DecisionError::Unusable { key: "masks".to_owned(), what }.into());
+        let of = |(layer, zeros): (&Prunable, Result<PackedBits, String>)| match zeros {
+            Ok(PackedBits(zeros)) if zeros.len() != layer.weights.len() => {
+                Err(unusable(format!("`{}` has {} weights", layer.name, layer.weights.len())))
             }
-            if !cx.may_edit("prune-weights") {
-                return Ok(());
-            }
-            let weights: Vec<f32> = layer
-                .weights
-                .iter()
-                .zip(zeros)
-                .map(|(&weight, zero)| if zero { 0.0 } else { weight })
-                .collect();
-            set_weights(model, layer, &weights, cx);
-        }
-        say_what_runs_it(self.pattern, cx);
+            zeros => Ok(zeros.map(|PackedBits(zeros)| layer.masked(&zeros))),
+        };
+        let found = layers.iter().zip(masks).map(of).collect::<Result<Vec<_>, _>>()?;
+        put_all(model, &layers, found, self.pattern, cx);
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use optix_pipeline::{Batch, Cx, PassError};
 use rand_chacha::rand_core::Rng;
 
 use super::measure::Measured;
-use crate::numbered;
+use crate::{evenly, numbered};
 
 /// Elements of an output that are looked at, about; evenly apart when it has more.
 const ELEMENTS: usize = 1 << 14;
@@ -258,8 +258,7 @@ fn run(
     let what = ("propagating errors", plan.len());
     numbered::observe(what, model, &wanted, batches, cx, &mut |run, value, tensor| {
         if let (DType::F32, Ok(elements)) = (tensor.dtype(), tensor.to_slice::<f32>()) {
-            // An odd distance, so that it does not fall on the same column of every row.
-            let step = if elements.len() <= ELEMENTS { 1 } else { elements.len().div_ceil(ELEMENTS) | 1 };
+            let step = evenly::step(elements.len(), ELEMENTS);
             for (place, _) in outputs.iter().enumerate().filter(|(_, output)| **output == value) {
                 found[run][place] = elements.iter().step_by(step).copied().collect();
             }

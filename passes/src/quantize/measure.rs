@@ -6,6 +6,7 @@ use optix_ir::{DType, Model, NodeId, ValueId};
 use optix_pipeline::{Batch, Cx, PassError, SignalNoise};
 
 use super::placement::Placement;
+use crate::evenly;
 
 /// Elements of a value compared over all samples, about; evenly apart when it has more.
 const ELEMENTS: usize = 1 << 16;
@@ -47,9 +48,7 @@ impl Measured {
 
 /// Some elements of a sample's value, evenly apart.
 fn some(elements: &[f32], most: usize) -> impl Iterator<Item = f32> {
-    // An odd distance, so that it does not fall on the same column of every row.
-    let step = if elements.len() <= most { 1 } else { elements.len().div_ceil(most) | 1 };
-    elements.iter().step_by(step).copied()
+    elements.iter().step_by(evenly::step(elements.len(), most)).copied()
 }
 
 /// Histogram of values in equal bins from `low` to `high`, those beyond in the last ones. Each value is shared

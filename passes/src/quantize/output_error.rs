@@ -9,7 +9,7 @@ use super::affine::Affine;
 use super::placement::Placement;
 use super::rewrite;
 use crate::judge::Errors;
-use crate::numbered;
+use crate::{evenly, numbered};
 
 /// Elements of a value compared in one sample, about; evenly apart when it has more.
 const ELEMENTS: usize = 1 << 14;
@@ -30,10 +30,7 @@ pub(super) struct Reference<'a> {
 
 /// Elements of a tensor, evenly apart.
 fn some(elements: &[f32]) -> Vec<f32> {
-    // An odd distance, so that it does not fall on the same column of every row.
-    let step = elements.len().div_ceil(ELEMENTS).max(1) | 1;
-    let step = if elements.len() <= ELEMENTS { 1 } else { step };
-    elements.iter().step_by(step).copied().collect()
+    elements.iter().step_by(evenly::step(elements.len(), ELEMENTS)).copied().collect()
 }
 
 fn outputs(model: &Model) -> Vec<ValueId> {

@@ -287,10 +287,10 @@ impl Decided<'_> {
                 None => wanted(model, id),
             })
         };
-        // Of the layers that are in integers in the end, or nothing.
+        // Of the layers that were in integers when they were judged, or nothing.
         let mut corrected: Option<bias_correction::Found> = None;
-        // Whether others were found to gain before.
-        let mut is_corrected: Option<bool> = None;
+        // Whether layers were left out since.
+        let mut is_stale = false;
         let float = decided::float_nodes(model, cx, |cx| {
             let mut float = BTreeMap::new();
             let mut left = Cow::Borrowed(&placement);
@@ -314,7 +314,7 @@ impl Decided<'_> {
                 let loud = self.too_sensitive(model, shifts, &left, &observers, &quantizers, cx)?;
                 if !loud.is_empty() {
                     // What gains with all of them does so with some, and is measured anew.
-                    is_corrected = corrected.take().map(|found| !found.shifts.is_empty());
+                    is_stale = true;
                     float.extend(loud);
                     left = Cow::Owned(without(model, &float));
                     // With more of it in float, what is left may not be worth it.
@@ -328,10 +328,10 @@ impl Decided<'_> {
         let mut placement = without(model, &float);
         let shifts = match self.bias_correction {
             true => cx.decide("bias", |cx| {
-                let found = match (corrected, is_corrected) {
-                    (Some(found), _) => found,
-                    (None, Some(false)) => bias_correction::Found::default(),
-                    (None, known) => {
+                let found = match corrected {
+                    Some(found) if !is_stale => found,
+                    Some(found) if found.shifts.is_empty() => bias_correction::Found::default(),
+                    known => {
                         let is_trusted = known.is_some();
                         self.shifts(model, &placement, &observers, &quantizers, is_trusted, cx)?
                     }

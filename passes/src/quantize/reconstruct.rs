@@ -34,8 +34,7 @@ pub(super) struct Rounded {
 
 /// Second moments of a group with a share of their mean diagonal added to that.
 fn damped(mut moments: Moments, depth: usize) -> Moments {
-    let diagonal = (0..depth).map(|place| moments.products[place * depth + place]);
-    let mean = diagonal.sum::<f32>() / depth.max(1) as f32;
+    let mean = moments.diagonal().sum::<f32>() / depth.max(1) as f32;
     for place in 0..depth {
         moments.products[place * depth + place] += DAMPING * mean;
     }
