@@ -104,8 +104,14 @@ fn instruction_sets() -> Vec<&'static str> {
 /// Why there is none, and what may help.
 #[cfg(feature = "wgpu")]
 pub(crate) fn adapters() -> Result<Vec<DeviceInfo>, String> {
+    use std::sync::OnceLock;
+
     use crate::guard::guarded;
     use wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
+
+    /// Kept for as long as the process runs: with the last instance the driver's library would be unloaded, and a
+    /// thread that had used it could not end any more (seen with NVIDIA's: its clean-up code was gone).
+    static INSTANCE: OnceLock<Instance> = OnceLock::new();
 
     // What burn uses by itself.
     let backends = if cfg!(target_os = "macos") {
@@ -116,9 +122,8 @@ pub(crate) fn adapters() -> Result<Vec<DeviceInfo>, String> {
         Backends::VULKAN
     };
     let found = guarded(|| {
-        let instance = Instance::new(InstanceDescriptor {
-            backends,
-            ..InstanceDescriptor::new_without_display_handle()
+        let instance = INSTANCE.get_or_init(|| {
+            Instance::new(InstanceDescriptor { backends, ..InstanceDescriptor::new_without_display_handle() })
         });
         burn::tensor::read_sync(instance.enumerate_adapters(backends))
     })?;
@@ -181,7 +186,7 @@ pub(crate) fn cuda_devices() -> Result<Vec<DeviceInfo>, String> {
                     name: context.name()?,
                     kind: "discrete GPU".into(),
                     api: format!("CUDA, compute capability {major}.{minor}"),
-                    driver: field("/proc/driver/nvidia/version", "NVRM version").unwrap_or_default(),
+                    driver: driver_version().map_or(String::new(), |version| format!("NVIDIA {version}")),
                     memory: Some(context.total_mem()? as u64),
                     largest_tensor: None,
                 })
@@ -189,6 +194,14 @@ pub(crate) fn cuda_devices() -> Result<Vec<DeviceInfo>, String> {
             device?.map_err(shown)
         })
         .collect()
+}
+
+/// The version of NVIDIA's kernel module, which it says among other words.
+#[cfg(feature = "cuda")]
+fn driver_version() -> Option<String> {
+    let said = field("/proc/driver/nvidia/version", "NVRM version")?;
+    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    said.split_whitespace().find(is_version).map(str::to_owned)
 }
 
 /// Kernels are compiled when they are first used: by NVIDIA's run-time compiler, against its headers.

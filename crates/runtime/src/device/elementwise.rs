@@ -5,6 +5,7 @@ use burn::tensor::ops::{ActivationOps, BoolTensor, BoolTensorOps, FloatTensorOps
 use burn::tensor::{BoolDType, FloatDType, Shape};
 use optix_ir::DType;
 
+use super::product::product;
 use super::{B, DeviceCall, DeviceTensor, OnDevice, reshape, scalar};
 use crate::kernels::elementwise::broadcast;
 
@@ -188,7 +189,7 @@ pub(crate) fn matmul(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
     let (m, n) = (left[left.len() - 2], right[right.len() - 1]);
     let (a, b) = (reshape(call.tensor(0)?, left), reshape(call.tensor(1)?, right));
     // Batches that share the right side are one product of more rows.
-    let product = B::float_matmul(extend(a, rank), extend(b, rank));
+    let product = product(call, extend(a, rank), extend(b, rank));
     if !row {
         shape.push(m);
     }
@@ -214,7 +215,7 @@ pub(crate) fn gemm(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
         return None;
     }
     let (alpha, beta) = (call.node.float("alpha").unwrap_or(1.0), call.node.float("beta").unwrap_or(1.0));
-    let mut product = B::float_matmul(a, b);
+    let mut product = product(call, a, b);
     if alpha != 1.0 {
         product = B::float_mul_scalar(product, scalar(alpha));
     }

@@ -11,6 +11,7 @@ mod elementwise;
 mod indexing;
 pub(crate) mod kernels;
 mod layout;
+mod product;
 mod quantize;
 mod reduce;
 mod tally;
