@@ -79,8 +79,12 @@ impl Errors {
     }
 }
 
-/// Elements of a value that are compared in one sample, about; evenly apart when it has more.
+/// Elements of a layer's output that are compared in one sample, about; evenly apart when it has more.
 const ELEMENTS: usize = 1 << 12;
+
+/// The same of the model's outputs: probabilities of many classes are nearly all zero, and few of them would miss the
+/// rest.
+const OF_OUTPUTS: usize = 1 << 20;
 
 /// What the float model gives on some samples, to judge others by: at the outputs of some of its layers, which
 /// tell more than few outputs do, and at its own.
@@ -133,10 +137,10 @@ impl<'a> Judge<'a> {
             if tensor.dtype() == DType::F32
                 && let Ok(elements) = tensor.to_slice::<f32>()
             {
-                let step = evenly::step(elements.len(), ELEMENTS);
-                let kept: Vec<f32> = elements.iter().step_by(step).copied().collect();
                 for &place in &places[&value] {
-                    show(place, sample, kept.clone());
+                    let most = if place < self.layers.len() { ELEMENTS } else { OF_OUTPUTS };
+                    let step = evenly::step(elements.len(), most);
+                    show(place, sample, elements.iter().step_by(step).copied().collect());
                 }
             }
             Ok(())
