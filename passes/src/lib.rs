@@ -32,6 +32,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<prune::PruneMagnitude>(),
     PassSpec::of::<prune::PruneWanda>(),
     PassSpec::of::<prune::PruneSparsegpt>(),
+    PassSpec::of::<prune::PruneChannels>(),
     PassSpec::of::<quantize::EqualizeLayers>(),
     PassSpec::of::<quantize::SmoothActivations>(),
     PassSpec::of::<quantize::QuantizeStatic>(),

@@ -111,3 +111,46 @@ fn what_cannot_be_pruned_is_said() {
     assert!(!place.exists("x.onnx"));
     assert!(root().join(MODEL).exists());
 }
+
+#[test]
+fn channels_are_taken_out_and_layers_make_up_for_them() {
+    let place = Place::new();
+    let pruned = |name: &str, more: &str| {
+        let line = format!("prune {MODEL} -o {name}.onnx --flops 0.5 {CALIB} {EVAL} --json {more}");
+        lost(&place.json(&line))
+    };
+    let (fitted, plain) = (pruned("fitted", ""), pruned("plain", "--recover=false"));
+    assert!(fitted < 8.0 && plain > fitted + 5.0, "{fitted} {plain}");
+    let size = |path: &std::path::Path| std::fs::metadata(path).expect("it is there").len();
+    assert!(size(&place.path("fitted.onnx")) < size(&root().join(MODEL)) * 7 / 10);
+    // Widths are those that fill vectors, but for the classes.
+    let layers = weights(&place.path("fitted.onnx"));
+    let convolutions: Vec<_> = layers.iter().filter(|(_, shape, _)| shape.len() == 4).collect();
+    assert!(convolutions.iter().all(|(_, shape, _)| shape[0] % 8 == 0), "{convolutions:?}");
+    let operations = |path: &std::path::Path| {
+        let report = place.json(&format!("profile {} --engine cpu --seconds 0.1 --json", path.display()));
+        let nodes = report["models"][0]["nodes"].as_array().expect("nodes").clone();
+        let of = |node: &Value| node["flops"].as_f64().unwrap_or(0.0);
+        nodes.iter().filter(|node| matches!(node["op"].as_str(), Some("Conv" | "Gemm"))).map(of).sum::<f64>()
+    };
+    let share = operations(&place.path("fitted.onnx")) / operations(&root().join(MODEL));
+    assert!(share < 0.51 && share > 0.4, "{share}");
+    // What was found with data comes back without.
+    place.ok(&format!("apply fitted.onnx.lock.json {MODEL} -o again.onnx"));
+    assert!(place.read("again.onnx") == place.read("fitted.onnx"));
+    place.ok(&format!("prune {MODEL} -o one.onnx --flops 0.5 {CALIB} --threads 1 -q"));
+    assert!(place.read("one.onnx") == place.read("fitted.onnx"), "on any number of threads");
+}
+
+#[test]
+fn what_cannot_become_smaller_is_said() {
+    let place = Place::new();
+    let error = |more: &str| place.ends(&format!("prune {MODEL} -o x.onnx {more}"), 2).stderr;
+    assert!(error("--flops 1.5").contains("the share that stays, above 0 and up to 1"));
+    assert!(error("--flops 0.5 --parameters 0.5").contains("cannot be used with"));
+    assert!(error("--flops 0.01").contains("cannot be reached"), "{}", error("--flops 0.01"));
+    assert!(error("--flops 0.5 --multiple 0").contains("at least 1"));
+    assert!(error("--method channels --sparsity 0.3").contains("sparsity"));
+    assert!(error("--flops 0.5 --exclude nothing-like-it").contains("no node is called `nothing-like-it`"));
+    assert!(!place.exists("x.onnx"));
+}

@@ -34,6 +34,21 @@ pub fn inverse_factor(matrix: &[f32], size: usize) -> Option<Vec<f32>> {
     found.iter().all(|x| x.is_finite()).then_some(found)
 }
 
+/// The inverse of a symmetric matrix, row by row; `None` where that is not positive definite. Computed in f64.
+///
+/// # Panics
+/// When the matrix has not `size x size` elements.
+pub fn inverse(matrix: &[f64], size: usize) -> Option<Vec<f64>> {
+    assert_eq!(matrix.len(), size * size);
+    let factor = MatRef::from_row_major_slice(matrix, size, size).llt(Side::Lower).ok()?;
+    let mut below = Mat::<f64>::identity(size, size);
+    solve_lower_triangular_in_place(factor.L(), below.as_mut(), Par::Seq);
+    let mut found = vec![0f64; size * size];
+    let into = MatMut::from_row_major_slice_mut(&mut found, size, size);
+    matmul(into, Accum::Replace, below.transpose(), below.as_ref(), 1.0, Par::Seq);
+    found.iter().all(|x| x.is_finite()).then_some(found)
+}
+
 /// Subtracts `errors factor` from the columns of a matrix from `from` on: rows of the matrix and of `factor` have
 /// `columns` elements, those of `errors` as many as `factor` has rows.
 ///
@@ -89,6 +104,28 @@ mod tests {
         }
         assert_eq!(inverse_factor(&[1.0, 2.0, 2.0, 1.0], 2), None);
         assert_eq!(inverse_factor(&[], 0), None);
+    }
+
+    #[test]
+    fn a_matrix_times_its_inverse_is_one() {
+        let size = 9;
+        let mut matrix: Vec<f64> = (0..size * size)
+            .map(|at| ((at / size + 1) as f64 * (at % size + 1) as f64 * 0.3).cos())
+            .collect();
+        for row in 0..size {
+            for column in 0..row {
+                matrix[row * size + column] = matrix[column * size + row];
+            }
+            matrix[row * size + row] += 6.0;
+        }
+        let found = inverse(&matrix, size).expect("it is positive definite");
+        for row in 0..size {
+            for column in 0..size {
+                let sum: f64 = (0..size).map(|k| matrix[row * size + k] * found[k * size + column]).sum();
+                assert!((sum - f64::from(u8::from(row == column))).abs() < 1e-12, "{row} {column} {sum}");
+            }
+        }
+        assert_eq!(inverse(&[1.0, 2.0, 2.0, 1.0], 2), None);
     }
 
     #[test]

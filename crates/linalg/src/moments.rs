@@ -26,6 +26,21 @@ pub fn subtract_product(outputs: &mut [f32], inputs: &[f32], weights: &[f32], de
     );
 }
 
+/// Adds `leftᵀ right` to sums, row by row: rows of both are positions, of `rows` and `depth` elements.
+///
+/// # Panics
+/// When lengths do not fit.
+pub fn add_products(sums: &mut [f32], left: &[f32], rows: usize, right: &[f32], depth: usize) {
+    let positions = right.len() / depth.max(1);
+    let left = MatRef::from_row_major_slice(left, positions, rows);
+    let right = MatRef::from_row_major_slice(right, positions, depth);
+    sums.par_chunks_mut(BLOCK * depth).enumerate().for_each(|(block, sums)| {
+        let height = sums.len() / depth;
+        let into = MatMut::from_row_major_slice_mut(sums, height, depth);
+        matmul(into, Accum::Add, left.subcols(block * BLOCK, height).transpose(), right, 1.0, Par::Seq);
+    });
+}
+
 /// Second moments of the inputs of a layer: the sum of `x xᵀ` over positions, `depth x depth`.
 #[derive(Clone, Debug)]
 pub struct Gram {
@@ -124,6 +139,15 @@ mod tests {
             for b in 0..rows {
                 let sum: f32 = (0..positions).map(|p| left[p * rows + a] * left[p * rows + b]).sum();
                 assert_eq!(found[a * rows + b], sum + left[a] * left[b]);
+            }
+        }
+        let right = numbers(positions * 5, 8);
+        let mut sums = vec![1f32; rows * 5];
+        add_products(&mut sums, &left, rows, &right, 5);
+        for a in 0..rows {
+            for b in 0..5 {
+                let sum: f32 = (0..positions).map(|p| left[p * rows + a] * right[p * 5 + b]).sum();
+                assert_eq!(sums[a * 5 + b], sum + 1.0);
             }
         }
         // 140 positions, more than one block.

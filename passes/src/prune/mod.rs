@@ -1,13 +1,16 @@
-//! Fewer weights: passes that set weights to zero.
+//! Fewer weights: passes that set weights to zero, and those that make layers smaller.
 
+mod channels;
 mod layers;
 mod mask;
+mod prune_channels;
 mod prune_magnitude;
 mod prune_sparsegpt;
 mod prune_wanda;
 mod shares;
 
 pub use mask::Pattern;
+pub use prune_channels::PruneChannels;
 pub use prune_magnitude::{PruneMagnitude, Scope};
 pub use prune_sparsegpt::PruneSparsegpt;
 pub use prune_wanda::PruneWanda;

@@ -1,0 +1,163 @@
+//! What a model costs when some of its channels are gone: operations of its layers, and numbers that it holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use optix_ir::{Model, NodeId};
+
+use super::groups::{Along, Group};
+use super::places::{Axes, Held, Places};
+
+/// A product of the sizes of axes, and a factor.
+#[derive(Debug)]
+pub(super) struct Term {
+    pub(super) times: f64,
+    pub(super) axes: Vec<Along>,
+}
+
+/// Costs as sums of such products.
+#[derive(Debug, Default)]
+pub(in crate::prune) struct Costs {
+    pub(super) operations: Vec<Term>,
+    pub(super) parameters: Vec<Term>,
+}
+
+/// How many places are left along axes that can change.
+pub(in crate::prune) type Sizes = BTreeMap<Along, usize>;
+
+/// How many places there are along the axes of groups.
+pub(in crate::prune) fn sizes(groups: &[Group], places: &Places) -> Sizes {
+    let mut sizes = Sizes::new();
+    for group in groups {
+        for ((held, axis), _) in group.channels.iter().flat_map(|channel| &channel.members) {
+            let known = places.known(*held).and_then(|axes| axes.get(*axis).copied().flatten());
+            sizes.entry((*held, *axis)).or_insert(known.map_or(0, |axis| axis.size));
+        }
+    }
+    sizes
+}
+
+impl Costs {
+    /// The costs of a model's main graph. Sizes that it does not know are those of `shaped`, the same model with what
+    /// it is fed, and count as 1 where that does not know them either.
+    pub(in crate::prune) fn of(model: &Model, shaped: &Model, places: &Places, sizes: &Sizes) -> Costs {
+        let mut costs = Costs::default();
+        let mut counted: BTreeSet<Held> = BTreeSet::new();
+        for node in model.nodes_of(model.main()) {
+            let at = At { model, shaped, places, node };
+            costs.operations.extend(at.operations(sizes).unwrap_or_default());
+            for (slot, value) in model.node(node).inputs().iter().enumerate() {
+                let Some(value) = *value else { continue };
+                let Some(constant) = model.constant(value) else { continue };
+                let reader = (constant.rank() < 2).then_some((node, slot));
+                let held = Held { value, reader };
+                // What no rule asked for never changes.
+                let Some(axes) = places.known(held) else { continue };
+                if constant.dtype().is_float() && counted.insert(Held { value, reader: None }) {
+                    costs.parameters.push(at.term(1.0, [(held, axes, 0..axes.len())], sizes));
+                }
+            }
+        }
+        costs
+    }
+
+    /// Multiplications and additions of layers.
+    pub(in crate::prune) fn operations(&self, sizes: &Sizes) -> f64 {
+        total(&self.operations, sizes)
+    }
+
+    /// Numbers that are held.
+    pub(in crate::prune) fn parameters(&self, sizes: &Sizes) -> f64 {
+        total(&self.parameters, sizes)
+    }
+}
+
+fn total(terms: &[Term], sizes: &Sizes) -> f64 {
+    let of = |term: &Term| -> f64 {
+        term.times
+            * term.axes.iter().map(|along| sizes.get(along).map_or(1.0, |&size| size as f64)).product::<f64>()
+    };
+    terms.iter().map(of).sum()
+}
+
+struct At<'a> {
+    model: &'a Model,
+    shaped: &'a Model,
+    places: &'a Places,
+    node: NodeId,
+}
+
+impl At<'_> {
+    /// The product of the sizes of some axes of some tensors.
+    fn term<'a>(
+        &self,
+        times: f64,
+        tensors: impl IntoIterator<Item = (Held, &'a Axes, Range<usize>)>,
+        sizes: &Sizes,
+    ) -> Term {
+        let mut term = Term { times, axes: Vec::new() };
+        for (held, axes, range) in tensors {
+            let shape = self.shaped.value(held.value).ty.as_ref().and_then(|ty| ty.shape());
+            let fed = |number: usize| shape.and_then(|shape| shape.get(number)?.fixed());
+            for number in range {
+                match axes.get(number).copied().flatten() {
+                    Some(_) if sizes.contains_key(&(held, number)) => term.axes.push((held, number)),
+                    Some(axis) => term.times *= axis.size as f64,
+                    None => term.times *= fed(number).map_or(1.0, |size| size as f64),
+                }
+            }
+        }
+        term
+    }
+
+    fn read(&self, slot: usize) -> Option<(Held, &Axes)> {
+        let held = Held { value: self.model.node(self.node).input(slot)?, reader: None };
+        Some((held, self.places.known(held)?))
+    }
+
+    fn made(&self) -> Option<(Held, &Axes)> {
+        let held = Held { value: self.model.node(self.node).output(0)?, reader: None };
+        Some((held, self.places.known(held)?))
+    }
+
+    /// Operations of a layer; none for what is no layer.
+    fn operations(&self, sizes: &Sizes) -> Option<Vec<Term>> {
+        let node = self.model.node(self.node);
+        if !node.domain().is_empty() {
+            return None;
+        }
+        let one = |pairs: [(Held, &Axes, Range<usize>); 2]| Some(vec![self.term(2.0, pairs, sizes)]);
+        match node.op_type.as_str() {
+            "Conv" => {
+                let ((w, of_w), (y, of_y)) = (self.read(1)?, self.made()?);
+                one([(y, of_y, 0..of_y.len()), (w, of_w, 1..of_w.len())])
+            }
+            "ConvTranspose" => {
+                let ((w, of_w), (x, of_x)) = (self.read(1)?, self.read(0)?);
+                one([(x, of_x, 0..of_x.len()), (w, of_w, 1..of_w.len())])
+            }
+            "Gemm" => {
+                let ((a, of_a), (y, of_y)) = (self.read(0)?, self.made()?);
+                let inner = if node.int("transA").unwrap_or(0) != 0 { 0..1 } else { 1..2 };
+                one([(y, of_y, 0..2), (a, of_a, inner)])
+            }
+            "MatMul" => {
+                let ((a, of_a), (y, of_y)) = (self.read(0)?, self.made()?);
+                one([(y, of_y, 0..of_y.len()), (a, of_a, of_a.len().checked_sub(1)?..of_a.len())])
+            }
+            "LSTM" | "GRU" | "RNN" => {
+                let ((x, of_x), (w, of_w), (r, of_r)) = (self.read(0)?, self.read(1)?, self.read(2)?);
+                let of = |(held, axes): (Held, &Axes)| {
+                    // Each weight takes part once in every step of every sample.
+                    let mut of_step = self.term(2.0, [(x, of_x, 0..2)], sizes);
+                    let weights = self.term(1.0, [(held, axes, 0..axes.len())], sizes);
+                    of_step.times *= weights.times;
+                    of_step.axes.extend(weights.axes);
+                    of_step
+                };
+                Some(vec![of((w, of_w)), of((r, of_r))])
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Channels that are taken out of a graph, with everything that depends on them.
+
+mod cost;
+mod cut;
+mod groups;
+mod movements;
+mod places;
+mod recover;
+mod relations;
+mod select;
+mod shapes;
+#[cfg(test)]
+mod tests;
+mod worth;
+
+pub(super) use cost::{Costs, Sizes, sizes};
+pub(super) use cut::cut;
+pub(super) use groups::{Group, Kept, find, row_axis};
+pub(super) use places::{Held, Places};
+pub(super) use recover::{Found, Layer, layers, put, recover};
+pub(super) use relations::relate;
+pub(super) use select::{Choice, Measure, counts, select, step};
+pub(super) use worth::{Curve, MadeUp, Reader, by_readers, by_weights, middle, readers};

@@ -1,0 +1,552 @@
+//! Channels are taken out of the graph, with everything that depends on them.
+
+use std::collections::BTreeMap;
+
+use optix_ir::infer::{contradictions, infer};
+use optix_ir::{Model, NodeId, Type, ValueInfo};
+use optix_linalg::Moments;
+use optix_pipeline::check::OpsEvaluator;
+use optix_pipeline::{
+    Batch, Cx, DecisionError, Family, Interface, Layer, Named, Numerics, OracleError, PackedFloats, Pass,
+    PassError, Promises, Requires, Topology, naming,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::channels::{
+    self, Choice, Costs, Curve, Found, Group, Held, MadeUp, Measure, Places, Reader, Sizes, by_readers,
+    by_weights, counts,
+};
+use crate::evenly;
+use crate::judge::Judge;
+use crate::moments::{self, Read};
+use crate::names::{check_patterns, not_excluded};
+use crate::samples::{self, Divided};
+use crate::unroll::Unrolled;
+
+/// Takes channels of layers out of the graph, and everything that depends on them: weights of the layers behind,
+/// biases, normalizations, what is added or joined with them, heads of attention, hidden units. The file is really
+/// smaller, and any engine runs it faster.
+///
+/// Which places along which axes stand or fall together is found by following every operator (a dependency graph; Fang
+/// et al. 2023, DepGraph); where that cannot be proved, channels stay and the reason is listed. With calibration data a
+/// channel is worth what the layers that read it lose when their other inputs make up for it as well as they can
+/// (Kurtic et al. 2023, ZipLM); without, the norm of its weights. At every turn the group becomes smaller that loses
+/// the least for what it saves. Then layers are fitted, by least squares, to what they gave before.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct PruneChannels {
+    /// Share of the multiplications and additions of layers that stays. 0.5 when no budget is given.
+    pub flops: Option<f64>,
+    /// Share of the numbers in weights that stays.
+    pub parameters: Option<f64>,
+    /// As many elements as channels are left in multiples of: engines run vectors of 8 or 16 at a time.
+    pub multiple: usize,
+    /// Whether layers are fitted to what they gave before. Needs calibration data.
+    pub recover: bool,
+    /// Calibration samples that are looked at, taken evenly from the data.
+    pub samples: usize,
+    /// Leave the channels of these nodes alone: names, with `*` for any run of characters.
+    pub exclude: Vec<String>,
+}
+
+impl Default for PruneChannels {
+    fn default() -> Self {
+        PruneChannels {
+            flops: None,
+            parameters: None,
+            multiple: 8,
+            recover: true,
+            samples: 256,
+            exclude: Vec::new(),
+        }
+    }
+}
+
+impl Named for PruneChannels {
+    const NAME: &'static str = "prune-channels";
+    const FAMILY: Family = Family::Prune;
+}
+
+/// Samples that say what channels are worth; they do not need as many as fitting does.
+const WORTH_SAMPLES: usize = 64;
+
+/// Samples on which it is measured what outputs lose with a group.
+const MEASURED: usize = 16;
+
+/// Samples on which what fitting gained is judged.
+const JUDGED: usize = 32;
+
+/// Bytes that second moments of readers that are looked at together may take.
+const ROOM: u64 = 256 << 20;
+
+/// New numbers of a layer, as a lock holds them.
+#[derive(Serialize, Deserialize)]
+struct Fitted {
+    weights: PackedFloats,
+    shift: PackedFloats,
+}
+
+impl PruneChannels {
+    /// What must hold, and the share that may stay.
+    fn budget(&self) -> Result<(Measure, f64), PassError> {
+        let (measure, name, share) = match (self.flops, self.parameters) {
+            (Some(_), Some(_)) => {
+                return Err(PassError::Options("give one of `flops` and `parameters`, not both".to_owned()));
+            }
+            (None, Some(share)) => (Measure::Parameters, "parameters", share),
+            (flops, None) => (Measure::Operations, "flops", flops.unwrap_or(0.5)),
+        };
+        if !(share > 0.0 && share <= 1.0) {
+            let what = format!("`{name}` {share}: the share that stays, above 0 and up to 1");
+            return Err(PassError::Options(what));
+        }
+        if self.multiple == 0 {
+            return Err(PassError::Options("`multiple` 0: at least 1".to_owned()));
+        }
+        Ok((measure, share))
+    }
+
+    /// Groups that may become smaller, each with the numbers of channels that may stay.
+    fn choices(&self, model: &Model, groups: &[Group]) -> Vec<Vec<usize>> {
+        let of = |group: &Group| {
+            let is_excluded = |node: NodeId| not_excluded(model, node, &self.exclude).is_err();
+            if nodes(model, group).into_iter().any(is_excluded) {
+                return Vec::new();
+            }
+            counts(group.channels.len(), each(model, group), self.multiple)
+        };
+        groups.iter().map(of).collect()
+    }
+}
+
+/// Layers whose channels a group is.
+fn nodes(model: &Model, group: &Group) -> Vec<NodeId> {
+    let members = group.channels.first().map_or(&[][..], |channel| &channel.members);
+    let is_own = |node: &NodeId| {
+        channels::row_axis(model, *node).is_some_and(|axis| members.iter().any(|(along, _)| *along == axis))
+    };
+    model.nodes_of(model.main()).filter(is_own).collect()
+}
+
+/// Elements that a channel has along the layer that computes it.
+fn each(model: &Model, group: &Group) -> usize {
+    let axis = group.node.and_then(|node| channels::row_axis(model, node));
+    let members = group.channels.first().map_or(&[][..], |channel| &channel.members);
+    members.iter().filter(|(along, _)| Some(*along) == axis).count().max(1)
+}
+
+/// Bytes that second moments of a group's readers take.
+fn bytes(readers: &[Reader]) -> u64 {
+    let of = |reader: &Reader| {
+        let Unrolled { groups, depth, .. } = reader.unrolled;
+        4 * (groups as u64) * (depth as u64).saturating_mul(depth as u64)
+    };
+    readers.iter().map(of).sum()
+}
+
+/// What the channels of every group that can become smaller are worth.
+fn curves(
+    pass: &PruneChannels,
+    model: &Model,
+    groups: &[Group],
+    counts: &[Vec<usize>],
+    cx: &mut Cx<'_>,
+) -> Result<Vec<Curve>, PassError> {
+    let by_weights = |group: &Group| by_weights(model, group);
+    if !cx.has_calibration() {
+        return Ok(groups.iter().map(by_weights).collect());
+    }
+    let batches = samples::spread(model, WORTH_SAMPLES.min(pass.samples), cx)?;
+    let readers = channels::readers(model, groups);
+    let mut found: Vec<Option<(Curve, Vec<MadeUp>)>> = groups.iter().map(|_| None).collect();
+    let wanted: Vec<usize> = (0..groups.len()).filter(|&place| !counts[place].is_empty()).collect();
+    let mut rest = &wanted[..];
+    while !rest.is_empty() {
+        let mut room = 0;
+        let fits = |place: &&usize| {
+            room += bytes(&readers[**place]);
+            room <= ROOM
+        };
+        let (part, others) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        rest = others;
+        let all: Vec<&Reader> = part.iter().flat_map(|&place| &readers[place]).collect();
+        let unrolled: Vec<&Unrolled> = all.iter().map(|reader| &reader.unrolled).collect();
+        let mut known: BTreeMap<usize, usize> = BTreeMap::new();
+        let read = moments::read(model, &unrolled, &batches, "measuring what channels are worth", cx)?;
+        for (number, Read { layers, .. }) in read.iter().enumerate() {
+            known.extend(layers.iter().map(|&place| (place, number)));
+        }
+        let mut start = 0;
+        for &place in part {
+            let own = &readers[place];
+            let moments =
+                |at: usize| known.get(&(start + at)).and_then(|&number| read[number].moments.as_deref());
+            let pairs: Vec<(&Reader, Option<&[Moments]>)> =
+                own.iter().enumerate().map(|(at, reader)| (reader, moments(at))).collect();
+            let step = channels::step(each(model, &groups[place]), pass.multiple);
+            found[place] = by_readers(&groups[place], &pairs, step, &counts[place]);
+            start += own.len();
+        }
+    }
+    let lost = at_outputs(model, &found, &readers, &batches, cx)?;
+    let scaled = |(place, curve): (usize, Option<(Curve, Vec<MadeUp>)>)| {
+        let Some((mut curve, _)) = curve else { return by_weights(&groups[place]) };
+        let middle = curve.lost[groups[place].channels.len() - channels::middle(&counts[place])];
+        if let Some(lost) = lost[place]
+            && middle > 0.0
+        {
+            curve.lost.iter_mut().for_each(|own| *own *= lost / middle);
+        }
+        curve
+    };
+    Ok(found.into_iter().enumerate().map(scaled).collect())
+}
+
+/// What the model's outputs lose with the middle one of the widths that each group may have, the group's readers
+/// making up for it: measured, since the same error weighs differently in different places.
+fn at_outputs(
+    model: &Model,
+    found: &[Option<(Curve, Vec<MadeUp>)>],
+    readers: &[Vec<Reader>],
+    batches: &[Batch],
+    cx: &mut Cx<'_>,
+) -> Result<Vec<Option<f64>>, PassError> {
+    let singles =
+        |batch: &Batch| (0..batch.count).filter_map(|index| batch.sample(index)).collect::<Vec<_>>();
+    let all: Vec<Batch> = batches.iter().flat_map(singles).collect();
+    let samples: Vec<Batch> =
+        all.iter().step_by(evenly::step(all.len(), MEASURED)).take(MEASURED).cloned().collect();
+    if samples.is_empty() {
+        return Ok(found.iter().map(|_| None).collect());
+    }
+    let judge = Judge::new(model, Vec::new(), &samples, cx)?;
+    let whole = |node: NodeId| {
+        let (held, axis) = channels::row_axis(model, node)?;
+        Some((0..*model.constant(held.value)?.shape().get(axis)?).collect())
+    };
+    let layers = channels::layers(model, &whole);
+    let mut lost = Vec::new();
+    for (found, readers) in found.iter().zip(readers) {
+        let Some((_, made_up)) = found.as_ref().filter(|(_, made_up)| !made_up.is_empty()) else {
+            lost.push(None);
+            continue;
+        };
+        let mut changed = model.clone();
+        for MadeUp { reader, found } in made_up {
+            if let Some(layer) = layers.iter().find(|layer| layer.node == readers[*reader].node) {
+                channels::put(&mut changed, layer, &layer.with_place_for_shift(found));
+            }
+        }
+        let errors = judge.errors(&changed, cx)?.samples;
+        // A few samples near a decision would outweigh all others.
+        let log = errors.iter().map(|error| error.clamp(1e-12, 1e12).ln()).sum::<f64>()
+            / errors.len().max(1) as f64;
+        lost.push(Some(log.exp()).filter(|lost| lost.is_finite()));
+    }
+    Ok(lost)
+}
+
+fn has_unknown_sizes(input: &ValueInfo) -> bool {
+    input.ty.as_ref().is_none_or(|ty| ty.fixed_shape().is_none())
+}
+
+/// The model with the shapes of a calibration sample, where there is one: for what it costs.
+fn fed(model: &Model, cx: &mut Cx<'_>) -> Result<Model, PassError> {
+    let mut shaped = model.clone();
+    if !cx.has_calibration() || !model.graph(model.main()).inputs().iter().any(has_unknown_sizes) {
+        return Ok(shaped);
+    }
+    let (_, data) = cx.calibration()?;
+    let first =
+        data.batches(model).map_err(OracleError::from)?.next().transpose().map_err(OracleError::from)?;
+    let Some(batch) = first else { return Ok(shaped) };
+    let main = model.main();
+    for (name, tensor) in &batch.sample(0).unwrap_or(batch).feeds {
+        let inputs = model.graph(main).inputs();
+        let Some(index) = inputs.iter().position(|info| model.value(info.value).name() == name) else {
+            continue;
+        };
+        let ty = Some(Type::of(tensor));
+        shaped.value_mut(inputs[index].value).ty.clone_from(&ty);
+        if let Some(info) = shaped.input_info_mut(main, index) {
+            info.ty = ty;
+        }
+    }
+    infer(&mut shaped, &OpsEvaluator);
+    Ok(shaped)
+}
+
+/// Batches to learn from and to judge by.
+fn divided(pass: &PruneChannels, model: &Model, cx: &mut Cx<'_>) -> Result<Divided, PassError> {
+    samples::divide(model, pass.samples, JUDGED, cx)
+}
+
+/// In dB, the mean over samples.
+fn decibels(errors: &[f64]) -> f64 {
+    let mean = errors.iter().sum::<f64>() / errors.len().max(1) as f64;
+    -10.0 * mean.max(1e-20).log10()
+}
+
+/// Fits the layers of a smaller model to the original, and says what that gained.
+fn fit(
+    pass: &PruneChannels,
+    original: &Model,
+    smaller: &Model,
+    layers: &[channels::Layer],
+    cx: &mut Cx<'_>,
+) -> Result<Vec<Option<Found>>, PassError> {
+    let Divided { batches, judged } = divided(pass, original, cx)?;
+    let mut fitted = smaller.clone();
+    let found = channels::recover(original, &mut fitted, layers, &batches, cx)?;
+    let judge = Judge::new(original, Vec::new(), &judged, cx)?;
+    let (before, after) = (judge.errors(smaller, cx)?, judge.errors(&fitted, cx)?);
+    if !after.is_less_than(&before) {
+        cx.note(format!(
+            "layers were not fitted to what they gave before: on {} other samples that changes the outputs' error by {}",
+            judged.len(),
+            after.said_beside(&before)
+        ));
+        return Ok(layers.iter().map(|_| None).collect());
+    }
+    cx.note(format!(
+        "layers were fitted to what they gave before: outputs are {:.1} dB above their error on {} other samples, {:.1} \
+         dB without",
+        decibels(&after.samples),
+        judged.len(),
+        decibels(&before.samples)
+    ));
+    Ok(found)
+}
+
+/// What became of each layer.
+fn list_layers(before: &Model, after: &Model, cx: &mut Cx<'_>) {
+    for id in before.nodes_of(before.main()) {
+        let Some((Held { value, .. }, axis)) = channels::row_axis(before, id) else { continue };
+        let shapes =
+            (before.constant(value), after.node(id).input(1).and_then(|value| after.constant(value)));
+        let (Some(was), Some(is)) = shapes else { continue };
+        if was.shape() == is.shape() {
+            continue;
+        }
+        let (node, op) = naming::node_and_op(before, id);
+        let (rows, left) = (was.shape()[axis], is.shape()[axis]);
+        let read = |tensor: &optix_ir::Tensor| tensor.len() / tensor.shape()[axis].max(1);
+        let action = match (rows == left, read(was) == read(is)) {
+            (false, _) => format!("{left} of {rows} channels"),
+            (true, _) => format!("reads {:.0}%", 100.0 * read(is) as f64 / read(was).max(1) as f64),
+        };
+        let bytes = |tensor: &optix_ir::Tensor| tensor.bytes().len() as u64;
+        cx.layer(Layer {
+            node,
+            op,
+            action,
+            bytes_before: bytes(was),
+            bytes_after: bytes(is),
+            ..Layer::default()
+        });
+    }
+}
+
+/// A number of operations or weights, for people.
+fn count(number: f64) -> String {
+    match number {
+        1e9.. => format!("{:.2} G", number / 1e9),
+        1e6.. => format!("{:.2} M", number / 1e6),
+        1e3.. => format!("{:.1} k", number / 1e3),
+        _ => format!("{number:.0}"),
+    }
+}
+
+impl Pass for PruneChannels {
+    fn requires(&self) -> Requires {
+        Requires { calibration: false, inferred_types: true, ..Requires::default() }
+    }
+
+    fn promises(&self) -> Promises {
+        Promises { numerics: Numerics::Lossy, interface: Interface::Kept, topology: Topology::Changed }
+    }
+
+    fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
+        let (measure, share) = self.budget()?;
+        check_patterns(model, &self.exclude)?;
+        let places = channels::relate(model);
+        let (groups, kept) = channels::find(model, &places);
+        for channels::Kept { node, lock } in kept {
+            let at = match lock.node {
+                Some(at) => format!("{}: {}", model.describe(at), lock.why),
+                None => lock.why.to_owned(),
+            };
+            cx.skip(model, node, format!("its channels stay: {at}"));
+        }
+        if groups.is_empty() {
+            return Err(PassError::NothingToDo(
+                "no layer of this model has channels that can be taken out".to_owned(),
+            ));
+        }
+        let counts = self.choices(model, &groups);
+        let sizes = channels::sizes(&groups, &places);
+        let shaped = fed(model, cx)?;
+        if !cx.is_replaying() && shaped.graph(shaped.main()).inputs().iter().any(has_unknown_sizes) {
+            cx.note("sizes of inputs that are not known count as 1 in operations: calibration data would tell them");
+        }
+        let costs = Costs::of(model, &shaped, &places, &sizes);
+        let gone: Vec<Vec<usize>> = cx.decide("channels", |cx| {
+            let curves = curves(self, model, &groups, &counts, cx)?;
+            let choices: Vec<Choice<'_>> = (groups.iter().zip(&curves).zip(&counts))
+                .map(|((group, curve), counts)| Choice { group, curve, counts: counts.clone() })
+                .collect();
+            let budget = share * measure.of(&costs, &sizes);
+            let left = channels::select(&choices, &costs, &sizes, measure, budget).map_err(|least| {
+                let least = least / measure.of(&costs, &sizes);
+                let helps = if self.multiple > 1 { ", or lower `multiple`" } else { "" };
+                PassError::Options(format!(
+                    "the budget of {share} cannot be reached: with all channels gone that can go, {least:.3} is left. Give \
+                     a larger one{helps}"
+                ))
+            })?;
+            let of = |(choice, left): (&Choice<'_>, usize)| {
+                let mut gone = choice.curve.order[..choice.group.channels.len() - left].to_vec();
+                gone.sort_unstable();
+                gone
+            };
+            Ok(choices.iter().zip(left).map(of).collect())
+        })?;
+        check(&gone, &groups)?;
+        if !cx.may_edit("prune-channels") {
+            return Ok(());
+        }
+        let original = model.clone();
+        let after = take_out(model, &places, &groups, &gone, &sizes)?;
+        say(&costs, (&sizes, &after), &groups, &gone, cx);
+        let layers = {
+            let is_gone = is_gone(&places, &groups, &gone);
+            let of = |node: NodeId| {
+                let (held, axis) = channels::row_axis(&original, node)?;
+                let axis = places.known(held)?.get(axis).copied().flatten()?;
+                Some((0..axis.size).filter(|&index| !is_gone(places.root(axis.at(index)))).collect())
+            };
+            channels::layers(model, &of)
+        };
+        if self.recover && (cx.has_calibration() || cx.is_replaying()) {
+            let fitted: Vec<Option<Fitted>> = cx.decide("fitted", |cx| {
+                let found = fit(self, &original, model, &layers, cx)?;
+                let pack = |found: Found| Fitted {
+                    weights: PackedFloats(found.weights),
+                    shift: PackedFloats(found.shift),
+                };
+                Ok(found.into_iter().map(|found| found.map(pack)).collect())
+            })?;
+            if fitted.len() != layers.len() {
+                return Err(
+                    unusable("fitted", format!("{} layers, not {}", fitted.len(), layers.len())).into()
+                );
+            }
+            for (layer, fitted) in layers.iter().zip(fitted) {
+                let Some(Fitted { weights, shift }) = fitted else { continue };
+                let found = Found { weights: weights.0, shift: shift.0 };
+                if !layer.fits(&found) {
+                    let name = naming::node_and_op(model, layer.node).0;
+                    return Err(unusable("fitted", format!("`{name}` has other weights")).into());
+                }
+                channels::put(model, layer, &found);
+            }
+        }
+        list_layers(&original, model, cx);
+        Ok(())
+    }
+}
+
+fn unusable(key: &str, what: String) -> DecisionError {
+    DecisionError::Unusable { key: key.to_owned(), what }
+}
+
+/// Whether decisions fit the groups.
+fn check(gone: &[Vec<usize>], groups: &[Group]) -> Result<(), PassError> {
+    let fits = |(gone, group): (&Vec<usize>, &Group)| {
+        gone.len() < group.channels.len().max(1) && gone.iter().all(|&channel| channel < group.channels.len())
+    };
+    match gone.len() == groups.len() && gone.iter().zip(groups).all(fits) {
+        true => Ok(()),
+        false => Err(unusable("channels", "they are not those of this model".to_owned()).into()),
+    }
+}
+
+/// Whether a place that stands for others goes.
+fn is_gone(places: &Places, groups: &[Group], gone: &[Vec<usize>]) -> impl Fn(usize) -> bool + use<> {
+    let mut is_gone = vec![false; places.len()];
+    for (group, gone) in groups.iter().zip(gone) {
+        for &channel in gone {
+            if let Some(((held, axis), index)) = group.channels[channel].members.first()
+                && let Some(axis) = places.known(*held).and_then(|axes| axes[*axis])
+            {
+                is_gone[places.root(axis.at(*index))] = true;
+            }
+        }
+    }
+    move |root| is_gone[root]
+}
+
+/// Takes channels out, and gives back how many places are left along each axis.
+fn take_out(
+    model: &mut Model,
+    places: &Places,
+    groups: &[Group],
+    gone: &[Vec<usize>],
+    sizes: &Sizes,
+) -> Result<Sizes, PassError> {
+    let known = contradictions(model, &optix_ir::infer::NoEvaluator).len();
+    let internal = |what: String| PassError::Model { place: "the smaller graph".to_owned(), what };
+    channels::cut(model, places, &is_gone(places, groups, gone)).map_err(internal)?;
+    // Every shape was changed by what was found out beforehand: inference must come to the same.
+    let found = contradictions(model, &optix_ir::infer::NoEvaluator);
+    if found.len() > known
+        && let Some(problem) = found.last()
+    {
+        return Err(internal(format!(
+            "its shapes do not fit each other ({}): this is an error in optix, please report it; `exclude` may get you \
+             past it",
+            problem.describe(model)
+        )));
+    }
+    let mut after = sizes.clone();
+    for (group, gone) in groups.iter().zip(gone) {
+        for (along, _) in gone.iter().flat_map(|&channel| &group.channels[channel].members) {
+            if let Some(size) = after.get_mut(along) {
+                *size -= 1;
+            }
+        }
+    }
+    Ok(after)
+}
+
+/// Says what became smaller by how much.
+fn say(
+    costs: &Costs,
+    (before, after): (&Sizes, &Sizes),
+    groups: &[Group],
+    gone: &[Vec<usize>],
+    cx: &mut Cx<'_>,
+) {
+    let part = |measure: Measure| {
+        let (was, is) = (measure.of(costs, before), measure.of(costs, after));
+        format!("{} of {} ({:.1}%)", count(is), count(was), 100.0 * is / was.max(1.0))
+    };
+    cx.note(format!(
+        "left are {} operations of layers and {} numbers in weights",
+        part(Measure::Operations),
+        part(Measure::Parameters)
+    ));
+    let smaller = gone.iter().filter(|gone| !gone.is_empty()).count();
+    cx.count("groups of channels", groups.len() as u64);
+    cx.count("groups that became smaller", smaller as u64);
+    cx.count("channels taken out", gone.iter().map(|gone| gone.len() as u64).sum());
+    for (group, gone) in groups.iter().zip(gone).filter(|(_, gone)| !gone.is_empty()) {
+        let all = group.channels.len();
+        cx.note(format!(
+            "`{}` and what goes with it: {} of {all} channels left",
+            group.name,
+            all - gone.len()
+        ));
+    }
+}
