@@ -33,6 +33,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<prune::PruneWanda>(),
     PassSpec::of::<prune::PruneSparsegpt>(),
     PassSpec::of::<prune::PruneChannels>(),
+    PassSpec::of::<prune::PruneLayers>(),
     PassSpec::of::<quantize::EqualizeLayers>(),
     PassSpec::of::<quantize::SmoothActivations>(),
     PassSpec::of::<quantize::QuantizeStatic>(),

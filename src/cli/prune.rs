@@ -17,14 +17,16 @@ pub enum PruneMethod {
     Sparsegpt,
     /// Whole channels are taken out of the graph, with everything that depends on them.
     Channels,
+    /// Whole blocks beside residual connections are taken out.
+    Layers,
 }
 
 #[derive(Debug, Args)]
 pub struct Prune {
     /// ONNX file.
     pub model: PathBuf,
-    /// Which weights become zero, or channels to take channels out. [default: channels with --flops or --parameters,
-    /// otherwise sparsegpt with --calib and magnitude without]
+    /// Which weights become zero, or what is taken out. [default: layers with --blocks, channels with --flops or
+    /// --parameters, otherwise sparsegpt with --calib and magnitude without]
     #[arg(long, value_enum)]
     pub method: Option<PruneMethod>,
     /// Share of the weights that become zero, from 0 to below 1. [default: 0.5]
@@ -34,17 +36,20 @@ pub struct Prune {
     /// output channels by C inputs, not with sparsegpt). [default: unstructured]
     #[arg(long, value_name = "PATTERN")]
     pub pattern: Option<String>,
-    /// Take channels out until this share of the layers' multiplications and additions is left, above 0 and up to 1.
-    /// [default with --method channels: 0.5]
+    /// Take channels out (with --method layers blocks) until this share of the layers' multiplications and additions is
+    /// left, above 0 and up to 1. [default with --method channels: 0.5]
     #[arg(long, value_name = "SHARE")]
     pub flops: Option<f64>,
     /// Take channels out until this share of the numbers in weights is left, above 0 and up to 1.
     #[arg(long, value_name = "SHARE", conflicts_with = "flops")]
     pub parameters: Option<f64>,
+    /// Take so many blocks out that lie beside residual connections. [default with --method layers: 1]
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["flops", "parameters"])]
+    pub blocks: Option<usize>,
     /// Leave multiples of so many elements where channels are taken out. [default: 8]
     #[arg(long, value_name = "COUNT")]
     pub multiple: Option<usize>,
-    /// Whether layers behind channels that were taken out are fitted to what they gave before, on the calibration data.
+    /// Whether layers behind what was taken out are fitted to what they gave before, on the calibration data.
     /// [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub recover: Option<bool>,

@@ -10,10 +10,11 @@ use optix::cli::{Global, Prune, PruneMethod};
 /// The recipe whose last step prunes, and what that step is called in it.
 const RECIPE: (&str, &str) = ("2-4-sparse", "\npass = \"prune-sparsegpt\"\npattern = \"2:4\"\n");
 
-/// Sets weights of a model to zero, or takes channels out of it.
+/// Sets weights of a model to zero, or takes channels or blocks out of it.
 pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
     let is_smaller = options.flops.is_some() || options.parameters.is_some();
     let method = options.method.unwrap_or(match options.data.calib {
+        _ if options.blocks.is_some() => PruneMethod::Layers,
         _ if is_smaller => PruneMethod::Channels,
         Some(_) => PruneMethod::Sparsegpt,
         None => PruneMethod::Magnitude,
@@ -23,6 +24,7 @@ pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
         PruneMethod::Wanda => "prune-wanda",
         PruneMethod::Sparsegpt => "prune-sparsegpt",
         PruneMethod::Channels => "prune-channels",
+        PruneMethod::Layers => "prune-layers",
     };
     let number = |share: Option<f64>| share.map(|value| format!("{value:?}"));
     let given = [
@@ -30,6 +32,7 @@ pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
         ("pattern", options.pattern.as_deref().map(quoted)),
         ("flops", number(options.flops)),
         ("parameters", number(options.parameters)),
+        ("blocks", options.blocks.map(|value| value.to_string())),
         ("multiple", options.multiple.map(|value| value.to_string())),
         ("recover", options.recover.map(|value| value.to_string())),
         ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(&options.exclude)))),

@@ -48,7 +48,14 @@ fn examples_in_manuals_are_true() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let why =
         "what they find out from data fills pages, or another step comes first; the others have an example";
-    let known = ["prune-wanda", "prune-sparsegpt", "prune-channels", "quantize-static", "learn-rounding"];
+    let known = [
+        "prune-wanda",
+        "prune-sparsegpt",
+        "prune-channels",
+        "prune-layers",
+        "quantize-static",
+        "learn-rounding",
+    ];
     assert_eq!(without, known, "{why}");
 }
 

@@ -143,6 +143,21 @@ fn channels_are_taken_out_and_layers_make_up_for_them() {
 }
 
 #[test]
+fn blocks_that_are_missed_least_are_taken_out() {
+    let place = Place::new();
+    let report = place.json(&format!("prune {MODEL} -o fewer.onnx --blocks 1 {CALIB} {EVAL} --json"));
+    assert!(lost(&report) < 5.0, "{}", lost(&report));
+    let (whole, fewer) = (weights(&root().join(MODEL)), weights(&place.path("fewer.onnx")));
+    // A block of two convolutions, and nothing else.
+    assert_eq!(whole.len(), fewer.len() + 2);
+    assert!(fewer.iter().all(|(name, shape, _)| whole.iter().any(|(n, s, _)| n == name && s == shape)));
+    place.ok(&format!("apply fewer.onnx.lock.json {MODEL} -o again.onnx"));
+    assert!(place.read("again.onnx") == place.read("fewer.onnx"));
+    place.ok(&format!("prune {MODEL} -o flops.onnx --method layers --flops 0.8 {CALIB} -q"));
+    assert!(weights(&place.path("flops.onnx")).len() < whole.len());
+}
+
+#[test]
 fn what_cannot_become_smaller_is_said() {
     let place = Place::new();
     let error = |more: &str| place.ends(&format!("prune {MODEL} -o x.onnx {more}"), 2).stderr;
@@ -151,6 +166,9 @@ fn what_cannot_become_smaller_is_said() {
     assert!(error("--flops 0.01").contains("cannot be reached"), "{}", error("--flops 0.01"));
     assert!(error("--flops 0.5 --multiple 0").contains("at least 1"));
     assert!(error("--method channels --sparsity 0.3").contains("sparsity"));
+    assert!(error("--blocks 1").contains("needs calibration data"));
+    assert!(error(&format!("--blocks 99 {CALIB}")).contains("the budget cannot be reached"));
+    assert!(error("--blocks 1 --flops 0.5").contains("cannot be used with"));
     assert!(error("--flops 0.5 --exclude nothing-like-it").contains("no node is called `nothing-like-it`"));
     assert!(!place.exists("x.onnx"));
 }

@@ -1,9 +1,12 @@
 //! Fewer weights: passes that set weights to zero, and those that make layers smaller.
 
 mod channels;
+mod costs;
+mod fitting;
 mod layers;
 mod mask;
 mod prune_channels;
+mod prune_layers;
 mod prune_magnitude;
 mod prune_sparsegpt;
 mod prune_wanda;
@@ -11,6 +14,7 @@ mod shares;
 
 pub use mask::Pattern;
 pub use prune_channels::PruneChannels;
+pub use prune_layers::PruneLayers;
 pub use prune_magnitude::{PruneMagnitude, Scope};
 pub use prune_sparsegpt::PruneSparsegpt;
 pub use prune_wanda::PruneWanda;

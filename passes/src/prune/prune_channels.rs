@@ -2,26 +2,27 @@
 
 use std::collections::BTreeMap;
 
-use optix_ir::infer::{contradictions, infer};
-use optix_ir::{Model, NodeId, Type, ValueInfo};
+use optix_ir::infer::contradictions;
+use optix_ir::{Model, NodeId};
 use optix_linalg::Moments;
-use optix_pipeline::check::OpsEvaluator;
 use optix_pipeline::{
-    Batch, Cx, DecisionError, Family, Interface, Layer, Named, Numerics, OracleError, PackedFloats, Pass,
-    PassError, Promises, Requires, Topology, naming,
+    Batch, Cx, Family, Interface, Layer, Named, Numerics, Pass, PassError, Promises, Requires, Topology,
+    naming,
 };
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::channels::{
-    self, Choice, Costs, Curve, Found, Group, Held, MadeUp, Measure, Places, Reader, Sizes, by_readers,
-    by_weights, counts,
+    self, Choice, Costs, Curve, Group, Held, MadeUp, Measure, Places, Reader, Sizes, by_readers, by_weights,
+    counts,
 };
+use super::costs::{count, fed, has_unknown_sizes};
+use super::fitting::{fit, unusable};
 use crate::evenly;
 use crate::judge::Judge;
 use crate::moments::{self, Read};
 use crate::names::{check_patterns, not_excluded};
-use crate::samples::{self, Divided};
+use crate::samples;
 use crate::unroll::Unrolled;
 
 /// Takes channels of layers out of the graph, and everything that depends on them: weights of the layers behind,
@@ -74,18 +75,8 @@ const WORTH_SAMPLES: usize = 64;
 /// Samples on which it is measured what outputs lose with a group.
 const MEASURED: usize = 16;
 
-/// Samples on which what fitting gained is judged.
-const JUDGED: usize = 32;
-
 /// Bytes that second moments of readers that are looked at together may take.
 const ROOM: u64 = 256 << 20;
-
-/// New numbers of a layer, as a lock holds them.
-#[derive(Serialize, Deserialize)]
-struct Fitted {
-    weights: PackedFloats,
-    shift: PackedFloats,
-}
 
 impl PruneChannels {
     /// What must hold, and the share that may stay.
@@ -247,78 +238,6 @@ fn at_outputs(
     Ok(lost)
 }
 
-fn has_unknown_sizes(input: &ValueInfo) -> bool {
-    input.ty.as_ref().is_none_or(|ty| ty.fixed_shape().is_none())
-}
-
-/// The model with the shapes of a calibration sample, where there is one: for what it costs.
-fn fed(model: &Model, cx: &mut Cx<'_>) -> Result<Model, PassError> {
-    let mut shaped = model.clone();
-    if !cx.has_calibration() || !model.graph(model.main()).inputs().iter().any(has_unknown_sizes) {
-        return Ok(shaped);
-    }
-    let (_, data) = cx.calibration()?;
-    let first =
-        data.batches(model).map_err(OracleError::from)?.next().transpose().map_err(OracleError::from)?;
-    let Some(batch) = first else { return Ok(shaped) };
-    let main = model.main();
-    for (name, tensor) in &batch.sample(0).unwrap_or(batch).feeds {
-        let inputs = model.graph(main).inputs();
-        let Some(index) = inputs.iter().position(|info| model.value(info.value).name() == name) else {
-            continue;
-        };
-        let ty = Some(Type::of(tensor));
-        shaped.value_mut(inputs[index].value).ty.clone_from(&ty);
-        if let Some(info) = shaped.input_info_mut(main, index) {
-            info.ty = ty;
-        }
-    }
-    infer(&mut shaped, &OpsEvaluator);
-    Ok(shaped)
-}
-
-/// Batches to learn from and to judge by.
-fn divided(pass: &PruneChannels, model: &Model, cx: &mut Cx<'_>) -> Result<Divided, PassError> {
-    samples::divide(model, pass.samples, JUDGED, cx)
-}
-
-/// In dB, the mean over samples.
-fn decibels(errors: &[f64]) -> f64 {
-    let mean = errors.iter().sum::<f64>() / errors.len().max(1) as f64;
-    -10.0 * mean.max(1e-20).log10()
-}
-
-/// Fits the layers of a smaller model to the original, and says what that gained.
-fn fit(
-    pass: &PruneChannels,
-    original: &Model,
-    smaller: &Model,
-    layers: &[channels::Layer],
-    cx: &mut Cx<'_>,
-) -> Result<Vec<Option<Found>>, PassError> {
-    let Divided { batches, judged } = divided(pass, original, cx)?;
-    let mut fitted = smaller.clone();
-    let found = channels::recover(original, &mut fitted, layers, &batches, cx)?;
-    let judge = Judge::new(original, Vec::new(), &judged, cx)?;
-    let (before, after) = (judge.errors(smaller, cx)?, judge.errors(&fitted, cx)?);
-    if !after.is_less_than(&before) {
-        cx.note(format!(
-            "layers were not fitted to what they gave before: on {} other samples that changes the outputs' error by {}",
-            judged.len(),
-            after.said_beside(&before)
-        ));
-        return Ok(layers.iter().map(|_| None).collect());
-    }
-    cx.note(format!(
-        "layers were fitted to what they gave before: outputs are {:.1} dB above their error on {} other samples, {:.1} \
-         dB without",
-        decibels(&after.samples),
-        judged.len(),
-        decibels(&before.samples)
-    ));
-    Ok(found)
-}
-
 /// What became of each layer.
 fn list_layers(before: &Model, after: &Model, cx: &mut Cx<'_>) {
     for id in before.nodes_of(before.main()) {
@@ -345,16 +264,6 @@ fn list_layers(before: &Model, after: &Model, cx: &mut Cx<'_>) {
             bytes_after: bytes(is),
             ..Layer::default()
         });
-    }
-}
-
-/// A number of operations or weights, for people.
-fn count(number: f64) -> String {
-    match number {
-        1e9.. => format!("{:.2} G", number / 1e9),
-        1e6.. => format!("{:.2} M", number / 1e6),
-        1e3.. => format!("{:.1} k", number / 1e3),
-        _ => format!("{number:.0}"),
     }
 }
 
@@ -428,37 +337,12 @@ impl Pass for PruneChannels {
             };
             channels::layers(model, &of)
         };
-        if self.recover && (cx.has_calibration() || cx.is_replaying()) {
-            let fitted: Vec<Option<Fitted>> = cx.decide("fitted", |cx| {
-                let found = fit(self, &original, model, &layers, cx)?;
-                let pack = |found: Found| Fitted {
-                    weights: PackedFloats(found.weights),
-                    shift: PackedFloats(found.shift),
-                };
-                Ok(found.into_iter().map(|found| found.map(pack)).collect())
-            })?;
-            if fitted.len() != layers.len() {
-                return Err(
-                    unusable("fitted", format!("{} layers, not {}", fitted.len(), layers.len())).into()
-                );
-            }
-            for (layer, fitted) in layers.iter().zip(fitted) {
-                let Some(Fitted { weights, shift }) = fitted else { continue };
-                let found = Found { weights: weights.0, shift: shift.0 };
-                if !layer.fits(&found) {
-                    let name = naming::node_and_op(model, layer.node).0;
-                    return Err(unusable("fitted", format!("`{name}` has other weights")).into());
-                }
-                channels::put(model, layer, &found);
-            }
+        if self.recover {
+            fit(&original, model, &layers, self.samples, cx)?;
         }
         list_layers(&original, model, cx);
         Ok(())
     }
-}
-
-fn unusable(key: &str, what: String) -> DecisionError {
-    DecisionError::Unusable { key: key.to_owned(), what }
 }
 
 /// Whether decisions fit the groups.
