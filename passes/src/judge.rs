@@ -16,14 +16,24 @@ pub(crate) struct Errors {
     pub(crate) samples: Vec<f64>,
 }
 
+/// An error as it is compared: below this there is none, what is left are last digits.
+fn kept(error: f64) -> f64 {
+    error.clamp(1e-12, 1e12)
+}
+
 /// Logarithms of errors by others, pair by pair.
 fn logs(errors: &[f64], others: &[f64]) -> Vec<f64> {
-    // Errors below this are none: what is left are last digits.
-    let kept = |error: &f64| error.clamp(1e-12, 1e12);
-    errors.iter().zip(others).map(|(a, b)| (kept(a) / kept(b)).ln()).collect()
+    errors.iter().zip(others).map(|(&a, &b)| (kept(a) / kept(b)).ln()).collect()
 }
 
 impl Errors {
+    /// The error at the model's outputs of the typical sample: the geometric mean, since a few samples near a decision
+    /// would outweigh all others.
+    pub(crate) fn typical(&self) -> f64 {
+        let logs = self.samples.iter().map(|&error| kept(error).ln());
+        (logs.sum::<f64>() / self.samples.len().max(1) as f64).exp()
+    }
+
     /// By which factor these errors at the model's outputs are smaller or greater than others: the natural
     /// logarithm, its mean over the samples and the standard error of that. Logarithms, since a few samples
     /// near a decision would outweigh all others.

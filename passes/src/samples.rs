@@ -34,6 +34,11 @@ pub(crate) fn spread(model: &Model, samples: usize, cx: &mut Cx<'_>) -> Result<V
     Ok(kept)
 }
 
+/// The samples of a batch one by one; none where it cannot be taken apart.
+pub(crate) fn singles(batch: &Batch) -> Vec<Batch> {
+    (0..batch.count).filter_map(|index| batch.sample(index)).collect()
+}
+
 /// About `learned` samples in batches, and up to `judged` others, at most a quarter of all.
 ///
 /// # Errors
@@ -47,8 +52,6 @@ pub(crate) fn divide(
     let mut batches = spread(model, learned + judged, cx)?;
     let samples: usize = batches.iter().map(|batch| batch.count).sum();
     let wanted = judged.min(samples / 4);
-    let singles =
-        |batch: &Batch| -> Vec<Batch> { (0..batch.count).filter_map(|index| batch.sample(index)).collect() };
     if batches.len() == 1 {
         let all = singles(&batches.remove(0));
         let step = (all.len() / wanted.max(1)).max(1);

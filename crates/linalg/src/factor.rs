@@ -49,6 +49,20 @@ pub fn inverse(matrix: &[f64], size: usize) -> Option<Vec<f64>> {
     found.iter().all(|x| x.is_finite()).then_some(found)
 }
 
+/// The inverse of a symmetric matrix with a share of the mean of its diagonal added to that; `None` where the mean is not
+/// positive, or the sum not positive definite.
+///
+/// # Panics
+/// When the matrix has not `size x size` elements.
+pub fn damped_inverse(mut matrix: Vec<f64>, size: usize, share: f64) -> Option<Vec<f64>> {
+    let mean = (0..size).map(|at| matrix[at * size + at]).sum::<f64>() / size.max(1) as f64;
+    if mean <= 0.0 || !mean.is_finite() {
+        return None;
+    }
+    (0..size).for_each(|at| matrix[at * size + at] += share * mean);
+    inverse(&matrix, size)
+}
+
 /// Subtracts `errors factor` from the columns of a matrix from `from` on: rows of the matrix and of `factor` have
 /// `columns` elements, those of `errors` as many as `factor` has rows.
 ///
@@ -126,6 +140,8 @@ mod tests {
             }
         }
         assert_eq!(inverse(&[1.0, 2.0, 2.0, 1.0], 2), None);
+        assert_eq!(damped_inverse(vec![2.0, 0.0, 0.0, 4.0], 2, 0.5), inverse(&[3.5, 0.0, 0.0, 5.5], 2));
+        assert_eq!(damped_inverse(vec![0.0; 4], 2, 0.5), None);
     }
 
     #[test]

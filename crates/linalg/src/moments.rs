@@ -68,6 +68,14 @@ impl Moments {
     pub fn diagonal(&self) -> impl Iterator<Item = f32> + '_ {
         self.products.iter().step_by(self.mean.len() + 1).copied()
     }
+
+    /// The mean of `x xᵀ`, row by row; of `x` less its mean where that is taken off.
+    pub fn average(&self, is_centered: bool) -> Vec<f64> {
+        let (depth, count) = (self.mean.len(), self.positions.max(1) as f64);
+        let mean = |at: usize| if is_centered { f64::from(self.mean[at]) } else { 0.0 };
+        let of = |(at, &sum): (usize, &f32)| f64::from(sum) / count - mean(at / depth) * mean(at % depth);
+        self.products.iter().enumerate().map(of).collect()
+    }
 }
 
 impl Gram {
@@ -141,6 +149,9 @@ mod tests {
                 assert_eq!(found[a * rows + b], sum + left[a] * left[b]);
             }
         }
+        let two = Moments { products: vec![10.0, 14.0, 14.0, 20.0], mean: vec![2.0, 3.0], positions: 2 };
+        assert_eq!(two.average(false), [5.0, 7.0, 7.0, 10.0]);
+        assert_eq!(two.average(true), [1.0, 1.0, 1.0, 1.0]);
         let right = numbers(positions * 5, 8);
         let mut sums = vec![1f32; rows * 5];
         add_products(&mut sums, &left, rows, &right, 5);

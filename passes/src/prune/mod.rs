@@ -1,7 +1,6 @@
 //! Fewer weights: passes that set weights to zero, and those that make layers smaller.
 
 mod channels;
-mod costs;
 mod fitting;
 mod layers;
 mod mask;

@@ -16,7 +16,6 @@ use super::channels::{
     self, Choice, Costs, Curve, Group, Held, MadeUp, Measure, Places, Reader, Sizes, by_readers, by_weights,
     counts,
 };
-use super::costs::{count, fed, has_unknown_sizes};
 use super::fitting::{fit, unusable};
 use crate::evenly;
 use crate::judge::Judge;
@@ -75,9 +74,6 @@ const WORTH_SAMPLES: usize = 64;
 /// Samples on which it is measured what outputs lose with a group.
 const MEASURED: usize = 16;
 
-/// Bytes that second moments of readers that are looked at together may take.
-const ROOM: u64 = 256 << 20;
-
 impl PruneChannels {
     /// What must hold, and the share that may stay.
     fn budget(&self) -> Result<(Measure, f64), PassError> {
@@ -127,15 +123,6 @@ fn each(model: &Model, group: &Group) -> usize {
     members.iter().filter(|(along, _)| Some(*along) == axis).count().max(1)
 }
 
-/// Bytes that second moments of a group's readers take.
-fn bytes(readers: &[Reader]) -> u64 {
-    let of = |reader: &Reader| {
-        let Unrolled { groups, depth, .. } = reader.unrolled;
-        4 * (groups as u64) * (depth as u64).saturating_mul(depth as u64)
-    };
-    readers.iter().map(of).sum()
-}
-
 /// What the channels of every group that can become smaller are worth.
 fn curves(
     pass: &PruneChannels,
@@ -152,15 +139,8 @@ fn curves(
     let readers = channels::readers(model, groups);
     let mut found: Vec<Option<(Curve, Vec<MadeUp>)>> = groups.iter().map(|_| None).collect();
     let wanted: Vec<usize> = (0..groups.len()).filter(|&place| !counts[place].is_empty()).collect();
-    let mut rest = &wanted[..];
-    while !rest.is_empty() {
-        let mut room = 0;
-        let fits = |place: &&usize| {
-            room += bytes(&readers[**place]);
-            room <= ROOM
-        };
-        let (part, others) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-        rest = others;
+    let bytes = |place: &usize| readers[*place].iter().map(|reader| moments::bytes(&reader.unrolled)).sum();
+    for part in moments::in_parts(&wanted, usize::MAX, &bytes) {
         let all: Vec<&Reader> = part.iter().flat_map(|&place| &readers[place]).collect();
         let unrolled: Vec<&Unrolled> = all.iter().map(|reader| &reader.unrolled).collect();
         let mut known: BTreeMap<usize, usize> = BTreeMap::new();
@@ -203,20 +183,14 @@ fn at_outputs(
     batches: &[Batch],
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Option<f64>>, PassError> {
-    let singles =
-        |batch: &Batch| (0..batch.count).filter_map(|index| batch.sample(index)).collect::<Vec<_>>();
-    let all: Vec<Batch> = batches.iter().flat_map(singles).collect();
+    let all: Vec<Batch> = batches.iter().flat_map(samples::singles).collect();
     let samples: Vec<Batch> =
         all.iter().step_by(evenly::step(all.len(), MEASURED)).take(MEASURED).cloned().collect();
     if samples.is_empty() {
         return Ok(found.iter().map(|_| None).collect());
     }
     let judge = Judge::new(model, Vec::new(), &samples, cx)?;
-    let whole = |node: NodeId| {
-        let (held, axis) = channels::row_axis(model, node)?;
-        Some((0..*model.constant(held.value)?.shape().get(axis)?).collect())
-    };
-    let layers = channels::layers(model, &whole);
+    let layers = channels::layers(model, &|node| channels::all_channels(model, node));
     let mut lost = Vec::new();
     for (found, readers) in found.iter().zip(readers) {
         let Some((_, made_up)) = found.as_ref().filter(|(_, made_up)| !made_up.is_empty()) else {
@@ -229,11 +203,7 @@ fn at_outputs(
                 channels::put(&mut changed, layer, &layer.with_place_for_shift(found));
             }
         }
-        let errors = judge.errors(&changed, cx)?.samples;
-        // A few samples near a decision would outweigh all others.
-        let log = errors.iter().map(|error| error.clamp(1e-12, 1e12).ln()).sum::<f64>()
-            / errors.len().max(1) as f64;
-        lost.push(Some(log.exp()).filter(|lost| lost.is_finite()));
+        lost.push(Some(judge.errors(&changed, cx)?.typical()).filter(|lost| lost.is_finite()));
     }
     Ok(lost)
 }
@@ -295,19 +265,20 @@ impl Pass for PruneChannels {
         }
         let counts = self.choices(model, &groups);
         let sizes = channels::sizes(&groups, &places);
-        let shaped = fed(model, cx)?;
-        if !cx.is_replaying() && shaped.graph(shaped.main()).inputs().iter().any(has_unknown_sizes) {
+        let shaped = channels::fed(model, cx)?;
+        if !cx.is_replaying() && shaped.graph(shaped.main()).inputs().iter().any(channels::has_unknown_sizes)
+        {
             cx.note("sizes of inputs that are not known count as 1 in operations: calibration data would tell them");
         }
         let costs = Costs::of(model, &shaped, &places, &sizes);
         let gone: Vec<Vec<usize>> = cx.decide("channels", |cx| {
             let curves = curves(self, model, &groups, &counts, cx)?;
             let choices: Vec<Choice<'_>> = (groups.iter().zip(&curves).zip(&counts))
-                .map(|((group, curve), counts)| Choice { group, curve, counts: counts.clone() })
+                .map(|((group, curve), counts)| Choice { group, curve, counts })
                 .collect();
-            let budget = share * measure.of(&costs, &sizes);
-            let left = channels::select(&choices, &costs, &sizes, measure, budget).map_err(|least| {
-                let least = least / measure.of(&costs, &sizes);
+            let all = costs.total(measure, &sizes);
+            let left = channels::select(&choices, &costs, &sizes, measure, share * all).map_err(|least| {
+                let least = least / all;
                 let helps = if self.multiple > 1 { ", or lower `multiple`" } else { "" };
                 PassError::Options(format!(
                     "the budget of {share} cannot be reached: with all channels gone that can go, {least:.3} is left. Give \
@@ -326,17 +297,15 @@ impl Pass for PruneChannels {
             return Ok(());
         }
         let original = model.clone();
-        let after = take_out(model, &places, &groups, &gone, &sizes)?;
-        say(&costs, (&sizes, &after), &groups, &gone, cx);
-        let layers = {
-            let is_gone = is_gone(&places, &groups, &gone);
-            let of = |node: NodeId| {
-                let (held, axis) = channels::row_axis(&original, node)?;
-                let axis = places.known(held)?.get(axis).copied().flatten()?;
-                Some((0..axis.size).filter(|&index| !is_gone(places.root(axis.at(index)))).collect())
-            };
-            channels::layers(model, &of)
+        let is_gone = is_gone(&places, &groups, &gone);
+        take_out(model, &places, &is_gone)?;
+        say(&costs, &sizes, &groups, &gone, cx);
+        let left = |node: NodeId| {
+            let (held, axis) = channels::row_axis(&original, node)?;
+            let axis = places.known(held)?.get(axis).copied().flatten()?;
+            Some((0..axis.size).filter(|&index| !is_gone(places.root(axis.at(index)))).collect())
         };
+        let layers = channels::layers(model, &left);
         if self.recover {
             fit(&original, model, &layers, self.samples, cx)?;
         }
@@ -371,17 +340,11 @@ fn is_gone(places: &Places, groups: &[Group], gone: &[Vec<usize>]) -> impl Fn(us
     move |root| is_gone[root]
 }
 
-/// Takes channels out, and gives back how many places are left along each axis.
-fn take_out(
-    model: &mut Model,
-    places: &Places,
-    groups: &[Group],
-    gone: &[Vec<usize>],
-    sizes: &Sizes,
-) -> Result<Sizes, PassError> {
+/// Takes places out.
+fn take_out(model: &mut Model, places: &Places, is_gone: &dyn Fn(usize) -> bool) -> Result<(), PassError> {
     let known = contradictions(model, &optix_ir::infer::NoEvaluator).len();
     let internal = |what: String| PassError::Model { place: "the smaller graph".to_owned(), what };
-    channels::cut(model, places, &is_gone(places, groups, gone)).map_err(internal)?;
+    channels::cut(model, places, is_gone).map_err(internal)?;
     // Every shape was changed by what was found out beforehand: inference must come to the same.
     let found = contradictions(model, &optix_ir::infer::NoEvaluator);
     if found.len() > known
@@ -393,7 +356,12 @@ fn take_out(
             problem.describe(model)
         )));
     }
-    let mut after = sizes.clone();
+    Ok(())
+}
+
+/// Says what became smaller by how much.
+fn say(costs: &Costs, before: &Sizes, groups: &[Group], gone: &[Vec<usize>], cx: &mut Cx<'_>) {
+    let mut after = before.clone();
     for (group, gone) in groups.iter().zip(gone) {
         for (along, _) in gone.iter().flat_map(|&channel| &group.channels[channel].members) {
             if let Some(size) = after.get_mut(along) {
@@ -401,20 +369,9 @@ fn take_out(
             }
         }
     }
-    Ok(after)
-}
-
-/// Says what became smaller by how much.
-fn say(
-    costs: &Costs,
-    (before, after): (&Sizes, &Sizes),
-    groups: &[Group],
-    gone: &[Vec<usize>],
-    cx: &mut Cx<'_>,
-) {
     let part = |measure: Measure| {
-        let (was, is) = (measure.of(costs, before), measure.of(costs, after));
-        format!("{} of {} ({:.1}%)", count(is), count(was), 100.0 * is / was.max(1.0))
+        let (was, is) = (costs.total(measure, before), costs.total(measure, &after));
+        format!("{} of {} ({:.1}%)", channels::count(is), channels::count(was), 100.0 * is / was.max(1.0))
     };
     cx.note(format!(
         "left are {} operations of layers and {} numbers in weights",

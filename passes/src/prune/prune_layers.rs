@@ -9,8 +9,7 @@ use optix_pipeline::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::channels::{self, Costs, Sizes};
-use super::costs::{count, fed};
+use super::channels::{self, Costs, Measure, Sizes, count, fed};
 use super::fitting::{fit, unusable};
 use crate::judge::Judge;
 use crate::names::{check_patterns, not_excluded};
@@ -138,10 +137,15 @@ fn take_out(model: &mut Model, block: &Block) -> Result<(), PassError> {
 /// Multiplications and additions of a model's layers, with the shapes of `shaped`.
 fn operations(model: &Model, shaped: &Model) -> f64 {
     let sizes = Sizes::new();
-    Costs::of(model, shaped, &channels::relate(model), &sizes).operations(&sizes)
+    Costs::of(model, shaped, &channels::relate(model), &sizes).total(Measure::Operations, &sizes)
 }
 
-/// A model without some of its blocks.
+/// Blocks by their places, in the order of the graph.
+fn chosen(blocks: &[Block], places: impl Iterator<Item = usize>) -> Vec<&Block> {
+    places.collect::<BTreeSet<usize>>().into_iter().map(|place| &blocks[place]).collect()
+}
+
+/// A model without some of its blocks, which are in the order of the graph.
 fn without(model: &Model, gone: &[&Block]) -> Result<Model, PassError> {
     let mut left = model.clone();
     // What a later block is added to may be the sum of an earlier one.
@@ -180,33 +184,28 @@ impl PruneLayers {
         let mut gone: Vec<usize> = Vec::new();
         let mut share = 1.0;
         while !self.holds(gone.len(), share) {
-            let mut best: Option<(f64, usize, f64)> = None;
             let is_left = |place: &usize| {
                 let add = blocks[*place].add;
                 !gone.iter().any(|&other| other == *place || blocks[other].nodes.contains(&add))
             };
             let left: Vec<usize> = (0..blocks.len()).filter(is_left).collect();
+            let mut best: Option<(f64, usize)> = None;
             for (done, &place) in left.iter().enumerate() {
                 cx.progress("measuring what outputs lose with each block", done as u64, left.len() as u64)?;
-                let mut places = gone.clone();
-                places.push(place);
-                places.sort_unstable();
-                let chosen: Vec<&Block> = places.iter().map(|&place| &blocks[place]).collect();
-                let smaller = without(model, &chosen)?;
-                let errors = judge.errors(&smaller, cx)?.samples;
-                let log = errors.iter().map(|error| error.clamp(1e-12, 1e12).ln()).sum::<f64>();
-                if best.is_none_or(|(least, ..)| log < least) {
-                    best = Some((log, place, operations(&smaller, &shaped) / all));
+                let smaller = without(model, &chosen(blocks, gone.iter().copied().chain([place])))?;
+                let lost = judge.errors(&smaller, cx)?.typical();
+                if best.is_none_or(|(least, _)| lost < least) {
+                    best = Some((lost, place));
                 }
             }
-            let Some((_, place, now)) = best else {
+            let Some((_, place)) = best else {
                 return Err(PassError::Options(format!(
                     "the budget cannot be reached: with all {} blocks gone, {share:.3} of the operations is left",
                     blocks.len()
                 )));
             };
             gone.push(place);
-            share = now;
+            share = operations(&without(model, &chosen(blocks, gone.iter().copied()))?, &shaped) / all;
         }
         Ok(gone)
     }
@@ -253,9 +252,7 @@ impl Pass for PruneLayers {
             return Ok(());
         }
         let original = model.clone();
-        let mut places = gone.clone();
-        places.sort_unstable();
-        let chosen: Vec<&Block> = places.iter().map(|&place| &found[place]).collect();
+        let chosen = chosen(&found, gone.iter().copied());
         *model = without(model, &chosen)?;
         cx.count("blocks", found.len() as u64);
         cx.count("blocks taken out", gone.len() as u64);
@@ -294,8 +291,7 @@ impl Pass for PruneLayers {
         {
             let whole = |node: NodeId| {
                 let is_behind = original.is_before(first.add, node);
-                let (held, axis) = channels::row_axis(&original, node).filter(|_| is_behind)?;
-                Some((0..*original.constant(held.value)?.shape().get(axis)?).collect())
+                channels::all_channels(&original, node).filter(|_| is_behind)
             };
             let layers = channels::layers(model, &whole);
             fit(&original, model, &layers, self.samples, cx)?;

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use optix_ir::{Model, NodeId};
+use optix_ir::infer::infer;
+use optix_ir::{Model, NodeId, Type, ValueInfo};
+use optix_pipeline::check::OpsEvaluator;
+use optix_pipeline::{Cx, OracleError, PassError};
 
 use super::groups::{Along, Group};
 use super::places::{Axes, Held, Places};
@@ -18,8 +21,17 @@ pub(super) struct Term {
 /// Costs as sums of such products.
 #[derive(Debug, Default)]
 pub(in crate::prune) struct Costs {
-    pub(super) operations: Vec<Term>,
-    pub(super) parameters: Vec<Term>,
+    operations: Vec<Term>,
+    parameters: Vec<Term>,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::prune) enum Measure {
+    /// Multiplications and additions of layers.
+    Operations,
+    /// Numbers that are held.
+    Parameters,
 }
 
 /// How many places are left along axes that can change.
@@ -61,23 +73,19 @@ impl Costs {
         costs
     }
 
-    /// Multiplications and additions of layers.
-    pub(in crate::prune) fn operations(&self, sizes: &Sizes) -> f64 {
-        total(&self.operations, sizes)
+    pub(super) fn terms(&self, measure: Measure) -> &[Term] {
+        match measure {
+            Measure::Operations => &self.operations,
+            Measure::Parameters => &self.parameters,
+        }
     }
 
-    /// Numbers that are held.
-    pub(in crate::prune) fn parameters(&self, sizes: &Sizes) -> f64 {
-        total(&self.parameters, sizes)
+    /// What there is in all.
+    pub(in crate::prune) fn total(&self, measure: Measure, sizes: &Sizes) -> f64 {
+        let size = |along: &Along| sizes.get(along).map_or(1.0, |&size| size as f64);
+        let of = |term: &Term| term.times * term.axes.iter().map(size).product::<f64>();
+        self.terms(measure).iter().map(of).sum()
     }
-}
-
-fn total(terms: &[Term], sizes: &Sizes) -> f64 {
-    let of = |term: &Term| -> f64 {
-        term.times
-            * term.axes.iter().map(|along| sizes.get(along).map_or(1.0, |&size| size as f64)).product::<f64>()
-    };
-    terms.iter().map(of).sum()
 }
 
 struct At<'a> {
@@ -160,4 +168,48 @@ impl At<'_> {
             _ => None,
         }
     }
+}
+
+/// A number of operations or weights, for people.
+pub(in crate::prune) fn count(number: f64) -> String {
+    match number {
+        1e9.. => format!("{:.2} G", number / 1e9),
+        1e6.. => format!("{:.2} M", number / 1e6),
+        1e3.. => format!("{:.1} k", number / 1e3),
+        _ => format!("{number:.0}"),
+    }
+}
+
+/// Whether sizes of an input are not known.
+pub(in crate::prune) fn has_unknown_sizes(input: &ValueInfo) -> bool {
+    input.ty.as_ref().is_none_or(|ty| ty.fixed_shape().is_none())
+}
+
+/// The model with the shapes of a calibration sample, where there is one: for what it costs.
+///
+/// # Errors
+/// When the data cannot be read.
+pub(in crate::prune) fn fed(model: &Model, cx: &mut Cx<'_>) -> Result<Model, PassError> {
+    let mut shaped = model.clone();
+    if !cx.has_calibration() || !model.graph(model.main()).inputs().iter().any(has_unknown_sizes) {
+        return Ok(shaped);
+    }
+    let (_, data) = cx.calibration()?;
+    let first =
+        data.batches(model).map_err(OracleError::from)?.next().transpose().map_err(OracleError::from)?;
+    let Some(batch) = first else { return Ok(shaped) };
+    let main = model.main();
+    for (name, tensor) in &batch.sample(0).unwrap_or(batch).feeds {
+        let inputs = model.graph(main).inputs();
+        let Some(index) = inputs.iter().position(|info| model.value(info.value).name() == name) else {
+            continue;
+        };
+        let ty = Some(Type::of(tensor));
+        shaped.value_mut(inputs[index].value).ty.clone_from(&ty);
+        if let Some(info) = shaped.input_info_mut(main, index) {
+            info.ty = ty;
+        }
+    }
+    infer(&mut shaped, &OpsEvaluator);
+    Ok(shaped)
 }

@@ -65,7 +65,9 @@ pub(in crate::prune) fn find(model: &Model, places: &Places) -> (Vec<Group>, Vec
             let node = place.map(|place| rows[place].0);
             let name = match node {
                 Some(node) => optix_pipeline::naming::node_and_op(model, node).0,
-                None => axes.first().map_or(String::new(), |(held, _)| named(model, held)),
+                None => {
+                    axes.first().map_or(String::new(), |(held, _)| model.value(held.value).name().to_owned())
+                }
             };
             (place.unwrap_or(usize::MAX), Group { name, node, channels })
         })
@@ -78,10 +80,6 @@ pub(in crate::prune) fn find(model: &Model, places: &Places) -> (Vec<Group>, Vec
     });
     let kept = kept.collect();
     (groups.into_iter().map(|(_, group)| group).collect(), kept)
-}
-
-fn named(model: &Model, held: &Held) -> String {
-    model.value(held.value).name().to_owned()
 }
 
 /// Layers with weights, and the axis of those that has a row for each of their channels.
@@ -107,4 +105,10 @@ pub(in crate::prune) fn row_axis(model: &Model, node: NodeId) -> Option<Along> {
         _ => return None,
     };
     Some((Held { value, reader: None }, axis))
+}
+
+/// All channels of a layer with weights.
+pub(in crate::prune) fn all_channels(model: &Model, node: NodeId) -> Option<Vec<usize>> {
+    let (held, axis) = row_axis(model, node)?;
+    Some((0..*model.constant(held.value)?.shape().get(axis)?).collect())
 }

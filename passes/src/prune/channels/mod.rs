@@ -13,11 +13,11 @@ mod shapes;
 mod tests;
 mod worth;
 
-pub(super) use cost::{Costs, Sizes, sizes};
+pub(super) use cost::{Costs, Measure, Sizes, count, fed, has_unknown_sizes, sizes};
 pub(super) use cut::cut;
-pub(super) use groups::{Group, Kept, find, row_axis};
+pub(super) use groups::{Group, Kept, all_channels, find, row_axis};
 pub(super) use places::{Held, Places};
 pub(super) use recover::{Found, Layer, layers, put, recover};
 pub(super) use relations::relate;
-pub(super) use select::{Choice, Measure, counts, select, step};
+pub(super) use select::{Choice, counts, select, step};
 pub(super) use worth::{Curve, MadeUp, Reader, by_readers, by_weights, middle, readers};

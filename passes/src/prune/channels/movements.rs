@@ -2,7 +2,23 @@
 
 use optix_ir::view::{self, Parameter};
 
+use super::places::Axes;
 use super::relations::{At, Related, UNKNOWN, axis_of};
+
+/// A part of a tensor along an axis, from a place on: gives back where the next one begins, or none where that is not
+/// known.
+fn part(here: &mut At<'_>, whole: &Axes, part: &Axes, axis: usize, from: usize) -> Option<usize> {
+    for (_, (&a, &b)) in whole.iter().zip(part).enumerate().filter(|(at, _)| *at != axis) {
+        here.same(a, b);
+    }
+    let (all, own) = (whole[axis]?, part[axis]?);
+    let end = from + own.size;
+    if end > all.size {
+        return None;
+    }
+    (0..own.size).for_each(|index| here.unite(all.at(from + index), own.at(index)));
+    Some(end)
+}
 
 pub(super) fn concat(here: &mut At<'_>) -> Related {
     let axis = here.model.node(here.node).int("axis").unwrap_or(1);
@@ -14,19 +30,7 @@ pub(super) fn concat(here: &mut At<'_>) -> Related {
         if x.len() != y.len() {
             return Err(UNKNOWN);
         }
-        for (at, (&a, &b)) in x.iter().zip(&y).enumerate() {
-            if at != axis {
-                here.same(a, b);
-                continue;
-            }
-            match (a, b) {
-                (Some(a), Some(b)) if from + a.size <= b.size => {
-                    (0..a.size).for_each(|index| here.unite(a.at(index), b.at(from + index)));
-                    from += a.size;
-                }
-                _ => return Err("how long what it joins is, is not known"),
-            }
-        }
+        from = part(here, &y, &x, axis, from).ok_or("how long what it joins is, is not known")?;
     }
     Ok(())
 }
@@ -40,23 +44,12 @@ pub(super) fn split(here: &mut At<'_>) -> Related {
     let axis = axis_of(split.axis, x.len())?;
     let mut from = 0;
     for slot in 0..split.outputs.len() {
-        let y = here.output(slot).map_err(|_| "the sizes of its parts are not known")?;
+        let unknown = "the sizes of its parts are not known";
+        let y = here.output(slot).map_err(|_| unknown)?;
         if y.len() != x.len() {
             return Err(UNKNOWN);
         }
-        for (at, (&a, &b)) in x.iter().zip(&y).enumerate() {
-            if at != axis {
-                here.same(a, b);
-                continue;
-            }
-            match (a, b) {
-                (Some(a), Some(b)) if from + b.size <= a.size => {
-                    (0..b.size).for_each(|index| here.unite(a.at(from + index), b.at(index)));
-                    from += b.size;
-                }
-                _ => return Err("the sizes of its parts are not known"),
-            }
-        }
+        from = part(here, &x, &y, axis, from).ok_or(unknown)?;
     }
     Ok(())
 }

@@ -98,13 +98,14 @@ impl Places {
 
     /// These two belong together.
     pub(in crate::prune) fn unite(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.root(a), self.root(b));
-        if a == b {
+        let (one, other) = (self.root(a), self.root(b));
+        // The earlier one stands for both: what stands for what does not depend on the order of calls.
+        let (first, second) = (one.min(other), one.max(other));
+        // The next way from here is short.
+        [a, b, second].into_iter().for_each(|place| self.parents[place] = first as u32);
+        if first == second {
             return;
         }
-        // The earlier one stands for both: what stands for what does not depend on the order of calls.
-        let (first, second) = (a.min(b), a.max(b));
-        self.parents[second] = first as u32;
         if let Some(lock) = self.locks.remove(&second) {
             self.locks.entry(first).or_insert(lock);
         }

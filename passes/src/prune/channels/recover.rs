@@ -7,20 +7,17 @@
 use std::collections::BTreeMap;
 
 use optix_ir::{DType, Model, NodeId, Tensor, Use, ValueId};
-use optix_linalg::{Gram, Moments, add_products, inverse};
+use optix_linalg::{Gram, add_products, damped_inverse};
 use optix_pipeline::{Batch, Cx, OracleError, PassError};
 
-use crate::numbered;
 use crate::unroll::{Unrolled, Window, some};
+use crate::{moments, numbered};
 
 /// Share of the mean variance of what a layer reads by which weights are held where they are.
 const DAMPING: f64 = 0.01;
 
 /// Parts that layers are treated in at most.
 const PARTS: usize = 24;
-
-/// Bytes that what is kept of the layers of a part may take.
-const ROOM: usize = 256 << 20;
 
 /// A layer of the smaller model.
 pub(in crate::prune) struct Layer {
@@ -68,24 +65,23 @@ pub(in crate::prune) struct Found {
 
 fn bias(model: &Model, node: NodeId, channels: usize) -> Option<Bias> {
     let layer = model.node(node);
-    let fits = |value: ValueId| {
-        let held = model.constant(value)?;
-        let is_own = model.value(value).uses().len() == 1;
-        let is_row = held.shape().last() == Some(&channels) && held.len() == channels;
-        (held.dtype() == DType::F32 && is_own && is_row).then_some(())
+    let fits = |value: ValueId, is_row: &dyn Fn(&[usize]) -> bool| {
+        let is_alone = model.value(value).uses().len() == 1;
+        model
+            .constant(value)
+            .is_some_and(|held| held.dtype() == DType::F32 && is_alone && is_row(held.shape()))
     };
     if !layer.is("MatMul") {
-        let rank = layer.input(2).map_or(Some(1), |value| Some(model.constant(value)?.rank()));
-        let is_fit = layer.input(2).is_none_or(|value| fits(value).is_some());
-        return (is_fit && rank == Some(1)).then_some(Bias::Own);
+        return layer
+            .input(2)
+            .is_none_or(|value| fits(value, &|shape| shape == [channels]))
+            .then_some(Bias::Own);
     }
-    match *model.value(layer.output(0)?).uses() {
-        [Use::Node(add, slot)] if model.node(add).is("Add") => {
-            let other = 1 - slot as usize;
-            fits(model.node(add).input(other)?).map(|()| Bias::Behind(add, other))
-        }
-        _ => None,
-    }
+    let [Use::Node(add, slot)] = *model.value(layer.output(0)?).uses() else { return None };
+    let other = 1usize.checked_sub(slot as usize).filter(|_| model.node(add).is("Add"))?;
+    let is_row =
+        |shape: &[usize]| shape.last() == Some(&channels) && shape.iter().product::<usize>() == channels;
+    fits(model.node(add).input(other)?, &is_row).then_some(Bias::Behind(add, other))
 }
 
 /// The layers of a smaller model that can be treated, in order. `kept` says which places of an axis of the original
@@ -122,10 +118,14 @@ struct Sums<'a> {
     is_broken: bool,
 }
 
+/// Positions of a layer's output that are looked at, over all samples: some for each weight of a channel.
+fn most(depth: usize) -> usize {
+    (16 * depth).clamp(8192, 49152)
+}
+
 /// Positions of a batch that are looked at, of so many.
 fn positions(count: usize, depth: usize, share: f64) -> Vec<usize> {
-    let most = ((16 * depth).clamp(8192, 49152) as f64 * share).ceil() as usize;
-    some(count, most)
+    some(count, (most(depth) as f64 * share).ceil() as usize)
 }
 
 impl<'a> Sums<'a> {
@@ -200,25 +200,15 @@ impl<'a> Sums<'a> {
         let has_bias = self.layer.bias.is_some();
         let mut found = Found { weights: Vec::with_capacity(weights.len()), shift: Vec::new() };
         for (group, (gram, products)) in self.grams.into_iter().zip(&self.products).enumerate() {
-            let Moments { products: squares, mean, positions } = gram.finish();
-            let count = positions as f64;
-            if positions < 2 {
+            let moments = gram.finish();
+            if moments.positions < 2 {
                 return None;
             }
+            let count = moments.positions as f64;
             // Without a place for a bias, means are not taken off.
-            let mean = |at: usize| if has_bias { f64::from(mean[at]) } else { 0.0 };
-            let mut matrix: Vec<f64> = squares
-                .iter()
-                .enumerate()
-                .map(|(at, &sum)| f64::from(sum) / count - mean(at / depth) * mean(at % depth))
-                .collect();
-            let diagonal = (0..depth).map(|at| matrix[at * depth + at]).sum::<f64>() / depth as f64;
-            if diagonal <= 0.0 || !diagonal.is_finite() {
-                return None;
-            }
-            let undamped = matrix.clone();
-            (0..depth).for_each(|at| matrix[at * depth + at] += DAMPING * diagonal);
-            let inverse = inverse(&matrix, depth)?;
+            let mean = |at: usize| if has_bias { f64::from(moments.mean[at]) } else { 0.0 };
+            let average = moments.average(has_bias);
+            let inverse = damped_inverse(average.clone(), depth, DAMPING)?;
             for row in 0..rows {
                 let channel = group * rows + row;
                 let own: Vec<f64> =
@@ -227,9 +217,8 @@ impl<'a> Sums<'a> {
                 // What the layer falls short of, seen through each input.
                 let short: Vec<f64> = (0..depth)
                     .map(|at| {
-                        let given = f64::from(products[row * depth + at]) / count
-                            - if has_bias { total * mean(at) } else { 0.0 };
-                        let line = &undamped[at * depth..][..depth];
+                        let given = f64::from(products[row * depth + at]) / count - total * mean(at);
+                        let line = &average[at * depth..][..depth];
                         given - line.iter().zip(&own).map(|(a, b)| a * b).sum::<f64>()
                     })
                     .collect();
@@ -251,26 +240,10 @@ impl<'a> Sums<'a> {
     }
 }
 
-/// Layers that are treated on one run of both models.
-fn parts(layers: &[Layer]) -> Vec<&[Layer]> {
-    let most = layers.len().div_ceil(PARTS).max(1);
-    let bytes = |layer: &Layer| {
-        let Unrolled { groups, rows, depth, .. } = layer.unrolled;
-        4 * (groups * (depth * depth + rows * depth) + (16 * depth).clamp(8192, 49152) * groups * rows)
-    };
-    let (mut parts, mut start, mut room) = (Vec::new(), 0, 0usize);
-    for (index, layer) in layers.iter().enumerate() {
-        let own = bytes(layer);
-        if index > start && (index - start >= most || room + own > ROOM) {
-            parts.push(&layers[start..index]);
-            (start, room) = (index, 0);
-        }
-        room += own;
-    }
-    if start < layers.len() {
-        parts.push(&layers[start..]);
-    }
-    parts
+/// Bytes that is kept of a layer while it is looked at.
+fn bytes(layer: &Layer) -> u64 {
+    let Unrolled { groups, rows, depth, .. } = layer.unrolled;
+    moments::bytes(&layer.unrolled) + 4 * (groups * rows * (depth + most(depth))) as u64
 }
 
 /// Treats the layers of a smaller model, in order, and gives back the new numbers of each; none for those from whose
@@ -288,7 +261,7 @@ pub(in crate::prune) fn recover(
     let samples: usize = batches.iter().map(|batch| batch.count).sum();
     let share = |batch: usize| batches[batch].count as f64 / samples.max(1) as f64;
     let mut all = Vec::new();
-    for part in parts(layers) {
+    for part in moments::in_parts(layers, layers.len().div_ceil(PARTS), &bytes) {
         let mut sums: Vec<Sums<'_>> = part.iter().map(Sums::new).collect();
         let by_value = |model: &Model, of: &dyn Fn(&Layer) -> Option<ValueId>| {
             let mut map: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();

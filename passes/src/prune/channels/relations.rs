@@ -102,8 +102,8 @@ impl At<'_> {
             return Err("its operator is not one of the standard's");
         }
         match node.op_type.as_str() {
-            "Conv" => self.conv(),
-            "ConvTranspose" => self.conv_transpose(),
+            "Conv" => self.conv(false),
+            "ConvTranspose" => self.conv(true),
             "Gemm" => self.gemm(),
             "MatMul" => self.matmul(),
             "BatchNormalization" | "InstanceNormalization" => self.per_channel(),
@@ -153,7 +153,17 @@ impl At<'_> {
         Ok(())
     }
 
-    /// Inputs are stretched to a common shape from the last axis on.
+    /// What is stretched to another shape, from the last axis on (broadcast): lone places serve all of an axis.
+    fn stretch(&mut self, own: &[Option<Axis>], whole: &[Option<Axis>]) {
+        for (&a, &b) in own.iter().rev().zip(whole.iter().rev()) {
+            let is_lone = a.is_some_and(|axis| axis.size == 1) && b.is_none_or(|axis| axis.size != 1);
+            if !is_lone {
+                self.same(a, b);
+            }
+        }
+    }
+
+    /// Inputs are stretched to a common shape.
     fn elementwise(&mut self) -> Related {
         let output = self.output(0)?;
         for slot in 0..self.model.node(self.node).inputs().len() {
@@ -164,50 +174,26 @@ impl At<'_> {
             if input.len() > output.len() {
                 return Err(UNKNOWN);
             }
-            let aligned = input.iter().zip(&output[output.len() - input.len()..]);
-            for (&a, &b) in aligned {
-                let is_stretched =
-                    a.is_some_and(|axis| axis.size == 1) && b.is_none_or(|axis| axis.size != 1);
-                if !is_stretched {
-                    self.same(a, b);
-                }
-            }
+            self.stretch(&input, &output);
         }
         Ok(())
     }
 
-    fn conv(&mut self) -> Related {
+    /// `Conv`, and `ConvTranspose`, whose weights lie the other way round.
+    fn conv(&mut self, is_transposed: bool) -> Related {
         let (x, w, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
         if x.len() != w.len() || y.len() != w.len() || w.len() < 3 {
             return Err(UNKNOWN);
         }
         self.same(x[0], y[0]);
-        self.spatial(&x[2..]);
-        self.spatial(&w[2..]);
-        self.spatial(&y[2..]);
-        self.same(w[0], y[1]);
-        if self.has(2) {
-            let bias = self.input(2)?;
-            self.same(bias.first().copied().flatten(), w[0]);
-        }
-        self.grouped(x[1], w[1], w[0])
-    }
-
-    fn conv_transpose(&mut self) -> Related {
-        let (x, w, y) = (self.input(0)?, self.input(1)?, self.output(0)?);
-        if x.len() != w.len() || y.len() != w.len() || w.len() < 3 {
-            return Err(UNKNOWN);
-        }
-        self.same(x[0], y[0]);
-        self.spatial(&x[2..]);
-        self.spatial(&w[2..]);
-        self.spatial(&y[2..]);
-        self.same(x[1], w[0]);
+        [&x, &w, &y].into_iter().for_each(|axes| self.spatial(&axes[2..]));
+        let (split, whole) = if is_transposed { (y[1], x[1]) } else { (x[1], y[1]) };
+        self.same(whole, w[0]);
         if self.has(2) {
             let bias = self.input(2)?;
             self.same(bias.first().copied().flatten(), y[1]);
         }
-        self.grouped(y[1], w[1], x[1])
+        self.grouped(split, w[1], w[0])
     }
 
     /// A layer whose channels of one side lie in its weights as they are (`whole`), and of the other side once for
@@ -261,11 +247,7 @@ impl At<'_> {
         self.same(n, y[1]);
         if self.has(2) {
             let c = self.input(2)?;
-            for (&axis, &of) in c.iter().rev().zip(y.iter().rev()) {
-                if axis.is_none_or(|axis| axis.size != 1) || of.is_some_and(|of| of.size == 1) {
-                    self.same(axis, of);
-                }
-            }
+            self.stretch(&c, &y);
         }
         Ok(())
     }
@@ -281,16 +263,7 @@ impl At<'_> {
         self.same(rows, y[y.len() - 2]);
         self.same(columns, y[y.len() - 1]);
         let batch = &y[..y.len() - 2];
-        for side in [&a, &b] {
-            let own = &side[..side.len() - 2];
-            for (&axis, &of) in own.iter().rev().zip(batch.iter().rev()) {
-                let is_stretched =
-                    axis.is_some_and(|axis| axis.size == 1) && of.is_none_or(|of| of.size != 1);
-                if !is_stretched {
-                    self.same(axis, of);
-                }
-            }
-        }
+        [&a, &b].into_iter().for_each(|side| self.stretch(&side[..side.len() - 2], batch));
         Ok(())
     }
 

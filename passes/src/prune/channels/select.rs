@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::cost::{Costs, Sizes, Term};
+use super::cost::{Costs, Measure, Sizes, Term};
 use super::groups::{Along, Group};
 use super::worth::Curve;
 
@@ -11,7 +11,7 @@ pub(in crate::prune) struct Choice<'a> {
     pub(in crate::prune) group: &'a Group,
     pub(in crate::prune) curve: &'a Curve,
     /// How many channels may stay, falling; fewer than there are.
-    pub(in crate::prune) counts: Vec<usize>,
+    pub(in crate::prune) counts: &'a [usize],
 }
 
 /// How many channels of a group may stay so that engines run them at full width: multiples of `multiple` elements
@@ -21,31 +21,9 @@ pub(in crate::prune) fn counts(channels: usize, each: usize, multiple: usize) ->
     (1..channels).rev().filter(|count| count % step == 0).collect()
 }
 
-/// Channels that make a multiple.
+/// The fewest channels that make a multiple.
 pub(in crate::prune) fn step(each: usize, multiple: usize) -> usize {
-    let common = |mut a: usize, mut b: usize| {
-        while b > 0 {
-            (a, b) = (b, a % b);
-        }
-        a.max(1)
-    };
-    (multiple.max(1) / common(multiple.max(1), each.max(1))).max(1)
-}
-
-/// What a budget is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::prune) enum Measure {
-    Operations,
-    Parameters,
-}
-
-impl Measure {
-    pub(in crate::prune) fn of(self, costs: &Costs, sizes: &Sizes) -> f64 {
-        match self {
-            Measure::Operations => costs.operations(sizes),
-            Measure::Parameters => costs.parameters(sizes),
-        }
-    }
+    (1..multiple).find(|count| (count * each).is_multiple_of(multiple)).unwrap_or(multiple)
 }
 
 /// A sum of products of sizes, with everything numbered.
@@ -118,7 +96,7 @@ impl Shrinking {
         let terms: BTreeSet<usize> =
             sizes.iter().flat_map(|&size| sum.by_size[size].iter().copied()).collect();
         let mut counts = vec![channels.len()];
-        counts.extend_from_slice(&choice.counts);
+        counts.extend_from_slice(choice.counts);
         let mut gone = Vec::new();
         let mut now = vec![0f64; sizes.len()];
         let mut done = 0;
@@ -154,11 +132,7 @@ pub(in crate::prune) fn select(
     measure: Measure,
     budget: f64,
 ) -> Result<Vec<usize>, f64> {
-    let terms = match measure {
-        Measure::Operations => &costs.operations,
-        Measure::Parameters => &costs.parameters,
-    };
-    let (mut sum, numbers) = Sum::new(terms, sizes);
+    let (mut sum, numbers) = Sum::new(costs.terms(measure), sizes);
     let mut groups: Vec<Shrinking> =
         choices.iter().map(|choice| Shrinking::new(choice, &sum, &numbers)).collect();
     loop {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::{DType, Model, NodeId};
-use optix_linalg::{Moments, inverse};
+use optix_linalg::{Moments, damped_inverse, inverse};
 use rayon::prelude::*;
 
 use super::groups::{Along, Channel, Group};
@@ -18,6 +18,7 @@ const DAMPING: f64 = 0.1;
 const MOST: usize = 2304;
 
 /// A layer that reads channels.
+#[derive(Clone)]
 pub(in crate::prune) struct Reader {
     pub(in crate::prune) node: NodeId,
     pub(in crate::prune) unrolled: Unrolled,
@@ -73,9 +74,9 @@ pub(in crate::prune) fn readers(model: &Model, groups: &[Group]) -> Vec<Vec<Read
     }
     let mut found: Vec<Vec<Reader>> = groups.iter().map(|_| Vec::new()).collect();
     for node in model.nodes_of(model.main()) {
-        let Some(along) = Reader::of(model, node).map(|reader| reader.along) else { continue };
-        for &place in by_along.get(&along).into_iter().flatten() {
-            found[place].extend(Reader::of(model, node));
+        let Some(reader) = Reader::of(model, node) else { continue };
+        for &place in by_along.get(&reader.along).into_iter().flatten() {
+            found[place].push(reader.clone());
         }
     }
     found
@@ -107,14 +108,7 @@ impl State {
         let mut energy = 0.0;
         let mut states = Vec::new();
         for (weights, moments) in reader.weights.chunks_exact(rows * depth).zip(moments) {
-            let count = moments.positions.max(1) as f64;
-            let mean = |at: usize| f64::from(moments.mean[at]);
-            let mut covariance: Vec<f64> = moments
-                .products
-                .iter()
-                .enumerate()
-                .map(|(at, &sum)| f64::from(sum) / count - mean(at / depth) * mean(at % depth))
-                .collect();
+            let covariance = moments.average(true);
             let weights: Vec<f64> = weights.iter().map(|&weight| f64::from(weight)).collect();
             energy += weights
                 .par_chunks_exact(depth)
@@ -128,13 +122,7 @@ impl State {
                 .collect::<Vec<f64>>()
                 .iter()
                 .sum::<f64>();
-            let diagonal =
-                (0..depth).map(|at| covariance[at * depth + at]).sum::<f64>() / depth.max(1) as f64;
-            if diagonal <= 0.0 {
-                return None;
-            }
-            (0..depth).for_each(|at| covariance[at * depth + at] += DAMPING * diagonal);
-            let inverse = inverse(&covariance, depth)?;
+            let inverse = damped_inverse(covariance, depth, DAMPING)?;
             let columns = channels.iter().map(|channel| reader.columns(channel)).collect();
             let mean = moments.mean.clone();
             states.push(State { weights, inverse, depth, scale: 1.0, columns, mean, reader: place });
