@@ -17,6 +17,7 @@ Without --optix only the peers run.
 import argparse
 import json
 import pathlib
+import re
 
 import common
 
@@ -100,8 +101,14 @@ def made(attempts, out):
             common.session(out)
             return said, cost
         except Exception as failure:  # a process that failed, or onnxruntime's own kinds: the file does not load
-            reasons.append(f"{said or 'first attempt'}: {str(failure)[:160]}")
-    return "fails: " + "; ".join(reasons).replace("\n", " "), None
+            reasons.append(short(failure))
+    return "fails: " + "; ".join(dict.fromkeys(reasons)), None
+
+
+def short(failure):
+    """What a failure says last, without the folders of this machine."""
+    last = str(failure).split(" | ")[-1].replace("\n", " ").replace("|", "/").strip()
+    return re.sub(r"(?:/[\w.+-]+)+/", "", last)[:72]
 
 
 def rows_for(options, subject, work):
@@ -115,7 +122,7 @@ def rows_for(options, subject, work):
     for name, (attempts_of, arguments) in attempts.items():
         if options.methods and name not in options.methods.split(","):
             continue
-        out = work / f"{subject.name}.{name.replace(' ', '-').replace(',', '')}.onnx"
+        out = file_of(work, subject, name)
         common.note(f"  {name}")
         extra = (work,) if attempts_of is own_attempts else ()
         before = options.known.get(subject.name, {}).get(name)
@@ -129,12 +136,7 @@ def rows_for(options, subject, work):
             row |= judged(subject, out, whole, limit, work)
             files[name] = out
         rows.append(row)
-    feeds = subject.arrays("eval")[0]
-    for batch in sorted({min(subject.batch, 1), min(subject.batch, 8)}):
-        ratios = common.latency(files, feeds, batch, budget_s=options.latency_budget, threads=2)
-        for row in rows:
-            if row["method"] in ratios:
-                row[f"latency_{'one' if batch <= 1 else 'batch'}"] = ratios[row["method"]]["ratio"]
+    time_files(options, subject, rows, files)
     best = best_peer(rows)
     for row in rows:
         if best and row.get("each") is not None:
@@ -143,6 +145,20 @@ def rows_for(options, subject, work):
         for large in ("output", "each"):
             row.pop(large, None)
     return rows
+
+
+def time_files(options, subject, rows, files):
+    """Puts latency ratios into the rows."""
+    feeds = subject.arrays("eval")[0]
+    for batch in sorted({min(subject.batch, 1), min(subject.batch, 8)}):
+        ratios = common.latency(files, feeds, batch, budget_s=options.latency_budget, threads=2)
+        for row in rows:
+            if row["method"] in ratios:
+                row[f"latency_{'one' if batch <= 1 else 'batch'}"] = ratios[row["method"]]["ratio"]
+
+
+def file_of(work, subject, name):
+    return work / f"{subject.name}.{name.replace(' ', '-').replace(',', '')}.onnx"
 
 
 def best_peer(rows):
@@ -169,7 +185,7 @@ def render(subject, rows):
     lines = []
     for row in rows:
         fusion = row.get("fusion")
-        mean, half = row.get("against_best", (None, None))
+        mean, half = row.get("against_best") or (None, None)
         lines.append([
             row["method"], number(row, "score", 4), "-" if mean is None else f"{mean:+.4f} ± {half:.4f}", number(row, "sqnr_db", 1),
             number(row, "bytes", 0, 1 / 1000), number(row, "latency_one", 2), number(row, "latency_batch", 2), number(row, "wall_s", 1),
@@ -187,14 +203,14 @@ def verdict(rows):
     peers = [row for row in rows if row["method"] in METHODS and "bytes" in row]
     small = [row for row in peers if row["bytes"] < SMALL * rows[0]["bytes"]]
     # Scores of equal rows are equal: the one that differs by +0.0000 with no interval is the best peer.
-    best = next((row for row in small if row.get("against_best") == (0.0, 0.0)), max(small, key=lambda row: row["sqnr_db"], default=None))
+    best = next((row for row in small if tuple(row.get("against_best", ())) == (0.0, 0.0)), max(small, key=lambda row: row["sqnr_db"], default=None))
     ours = next((row for row in rows if row["method"] == "optix" and "bytes" in row), None)
     if ours is None:
         return None
     said = "no peer makes it smaller"
     if best is not None:
         mean, half = ours.get("against_best", (0.0, 0.0))
-        said = "win" if mean > half else "loss" if mean < -half else "tie"
+        said = "no score" if best.get("score") is None else "win" if mean > half else "loss" if mean < -half else "tie"
         said += ", by SQNR higher" if ours["sqnr_db"] > best["sqnr_db"] else ", by SQNR lower"
     show = lambda row: f"{number(row, 'score', 4)}, {number(row, 'sqnr_db', 1)} dB, {number(row, 'bytes', 0, 1 / 1000)} KB, latency {number(row, 'latency_one', 2)}, {number(row, 'cpu_s', 1)} CPU s" if row else "-"
     return [rows[0]["metric"], number(rows[0], "score", 4), f"{best['method']}: {show(best)}" if best else "-", show(ours), said]
@@ -209,14 +225,21 @@ def main():
     parser.add_argument("--quantize-option", action="append", default=[], help="handed on to optix quantize; repeatable")
     parser.add_argument("--document", type=pathlib.Path, help="file whose part below the line `<!-- quantize_real.py -->` is replaced")
     parser.add_argument("--peers-from", type=pathlib.Path, help="JSON of an earlier run in the same --work: its peers' files are judged again, not made again")
+    parser.add_argument("--rows-from", type=pathlib.Path, action="append", default=[], help="JSON of an earlier run, whose models are not run again but put into the document; repeatable")
+    parser.add_argument("--time-again", help="models of --rows-from whose files, in --work, are timed again, separated by commas")
     options = parser.parse_args()
     earlier = json.loads(options.peers_from.read_text()) if options.peers_from else {}
     options.known = {subject: {row["method"]: row for row in rows} for subject, rows in earlier.items()}
     work = common.work_folder(options)
     text, summary, document = "", [], {}
+    done = {name: rows for path in options.rows_from for name, rows in json.loads(path.read_text()).items()}
     for subject in common.chosen(options):
         common.note(subject.name)
-        document[subject.name] = rows_for(options, subject, work)
+        document[subject.name] = done[subject.name] if subject.name in done else rows_for(options, subject, work)
+        if subject.name in done and subject.name in (options.time_again or "").split(","):
+            made = {row["method"]: file_of(work, subject, row["method"]) for row in done[subject.name] if "bytes" in row}
+            files = {"float": subject.path} | {name: path for name, path in made.items() if path.exists()}
+            time_files(options, subject, done[subject.name], files)
         text += render(subject, document[subject.name]) + "\n"
         if options.out:
             # What is measured is not lost when a later model fails.

@@ -19,8 +19,8 @@ use crate::judge::Judge;
 use crate::numbered;
 use crate::samples::{self, Divided};
 
-/// Samples that means are taken over.
-const SAMPLES: usize = 32;
+/// Samples that means are taken over, at most.
+const SAMPLES: usize = 48;
 
 /// Samples that the outcome is judged by, others than those.
 const JUDGED: usize = 16;
@@ -332,7 +332,8 @@ pub(super) fn search(
         return Ok(nothing("no layer has a bias to correct"));
     }
     cx.progress("correcting biases", 0, 3)?;
-    let Divided { batches, judged } = samples::divide(float, SAMPLES, JUDGED, cx)?;
+    let Divided { batches, judged } =
+        samples::divide(float, SAMPLES, JUDGED, cx)?.in_proportion(SAMPLES, cx)?;
     if judged.len() < 2 || batches.is_empty() {
         return Ok(nothing("too few samples to correct biases by"));
     }

@@ -212,7 +212,14 @@ impl Builder<'_> {
             }
         }
         let output = measured.float;
-        let mut at = Position::After(last);
+        let own_pair = measured.owns_output.then(|| self.pair(measured.quantized)).flatten();
+        let own = match own_pair {
+            Some(pair) => Some((pair, self.activation(measured.quantized, output)?)),
+            None => None,
+        };
+        // Behind all that is read here.
+        let behind = own.and_then(|(_, own)| self.model.value(own.rounded).producer()).map(|(id, _)| id);
+        let mut at = Position::After(behind.unwrap_or(last));
         let mut errors = Vec::new();
         let mut all = output;
         for (source, inputs) in variants {
@@ -229,10 +236,8 @@ impl Builder<'_> {
                 errors.push((source, self.push(&mut at, Node::new("Sub", [value, output]))));
             }
         }
-        if let Some(pair) = measured.owns_output.then(|| self.pair(measured.quantized)).flatten() {
-            let own = self.activation(measured.quantized, output)?;
+        if let Some((pair, own)) = own {
             all = self.through(&mut at, pair, all)?;
-            // The place is behind the copies of the node already, and so behind the pair's.
             for (source, value) in [(Source::Rounding, Some(own.rounded)), (Source::Clipping, own.clipped)] {
                 if let Some(value) = value {
                     errors.push((source, self.push(&mut at, Node::new("Sub", [value, output]))));
@@ -393,7 +398,50 @@ fn of_layer(branches: &Branches, sums: &BTreeMap<ValueId, Sums>) -> Option<Error
 
 #[cfg(test)]
 mod tests {
+    use super::super::affine::Affine;
+    use super::super::rewrite::insert_pair;
     use super::*;
+
+    #[test]
+    fn what_is_put_beside_a_layer_stands_behind_what_it_reads() {
+        // A node without weights, whose own quantizer is all that there is of it; and a layer.
+        let float = optix_ir::text::parse(
+            r#"<ir_version: 8, opset_import: ["" : 18]>
+            net (float[1, 2, 4, 4] x, float[1, 2, 4, 4] z) => (float[1, 2, 4, 4] y)
+            <float[2, 2, 1, 1] w = {1, 2, 3, 4}> { s = Add (x, z) y = Conv (s, w) }"#,
+        )
+        .expect("the text is a model");
+        let value = |name: &str| float.find_value(float.main(), name).expect("a value");
+        let (x, s, w) = (value("x"), value("s"), value("w"));
+        let mut quantized = float.clone();
+        let pair = Affine::asymmetric(-1.0, 1.0, DType::U8);
+        let mut behind = BTreeMap::new();
+        for value in [x, s, w] {
+            behind.insert(value, insert_pair(&mut quantized, value, &pair, DType::U8, true).expect("a pair"));
+        }
+        let order: Vec<NodeId> = float.walk().collect();
+        let of = |node: usize, float: ValueId, quantized: ValueId| Measured {
+            row: 0,
+            node: order[node],
+            float,
+            quantized,
+            owns_output: node == 0,
+        };
+        for own_first in [true, false] {
+            let mut builder = Builder {
+                model: float.clone(),
+                float: &float,
+                quantized: &quantized,
+                activations: BTreeMap::new(),
+                weights: BTreeMap::new(),
+            };
+            let (add, conv) = (of(0, s, behind[&s]), of(1, value("y"), value("y")));
+            let measured = if own_first { [add, conv] } else { [conv, add] };
+            let found = measured.map(|one| builder.layer(&one));
+            assert!(found[usize::from(!own_first)].is_some(), "own_first {own_first}");
+            assert_eq!(optix_ir::verify::verify(&builder.model), [], "own_first {own_first}");
+        }
+    }
 
     #[test]
     fn means_and_the_rest_are_all_of_the_energy() {

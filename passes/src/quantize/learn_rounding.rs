@@ -36,8 +36,8 @@ use crate::unroll::Unrolled;
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct LearnRounding {
-    /// Calibration samples to learn from, taken evenly from the data; up to 16 others, at most a quarter of all,
-    /// are judged by. 0 leaves weights as they are.
+    /// Calibration samples to learn from at most, taken evenly from the data: a quarter of them, but 8 in any
+    /// case. Up to 16 others, a sixth of all, are judged by. 0 leaves weights as they are.
     pub samples: usize,
     /// Leave the weights of these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
@@ -124,7 +124,8 @@ impl LearnRounding {
                     .to_owned(),
             ));
         };
-        let Divided { batches, judged } = samples::divide(model, self.samples, JUDGED, cx)?;
+        let Divided { batches, judged } =
+            samples::divide(model, self.samples, JUDGED, cx)?.in_proportion(self.samples, cx)?;
         if judged.len() < 2 || batches.is_empty() {
             cx.warn("too few calibration samples to learn how to round: weights stay as they are");
             return Ok(Vec::new());

@@ -19,6 +19,7 @@ use super::smoothed::{Decision, Smoothing, Treatment};
 use super::smoothing::{Found, Problem, Search, middle};
 use super::split;
 use crate::names::{check_patterns, not_excluded};
+use crate::{numbered, samples};
 
 /// Moves outlier channels of activations into the weights behind them, so that int8 loses less. The float
 /// model computes the same as before (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438).
@@ -98,6 +99,9 @@ impl Default for SmoothActivations {
         }
     }
 }
+
+/// Samples that channels are looked at on, at least and at most.
+const SAMPLES: (usize, usize) = (32, 64);
 
 /// Columns of each product that errors are measured on, about.
 const COLUMNS: usize = 128;
@@ -206,7 +210,7 @@ impl SmoothActivations {
         groups
     }
 
-    /// One pass over the calibration data: every group's channels and a sample of its rows.
+    /// One pass over a part of the calibration data: every group's channels and a sample of its rows.
     fn calibrate(
         &self,
         model: &Model,
@@ -223,7 +227,10 @@ impl SmoothActivations {
         let index: BTreeMap<ValueId, usize> =
             groups.iter().enumerate().map(|(at, group)| (group.value, at)).collect();
         let wanted: Vec<ValueId> = groups.iter().map(|group| group.value).collect();
-        let samples = cx.observe(model, &wanted, &mut |value, tensor| {
+        let batches = samples::quarter(model, SAMPLES, cx)?;
+        let count: usize = batches.iter().map(|batch| batch.count).sum();
+        let what = ("looking at channels", count);
+        numbered::observe(what, model, &wanted, &mut batches.into_iter(), cx, &mut |_, value, tensor| {
             let elements = tensor.to_slice::<f32>().map_err(|error| {
                 OracleError::Feeds(format!("value `{}`: {error}", model.value(value).name()))
             })?;
@@ -233,7 +240,7 @@ impl SmoothActivations {
             }
             Ok(())
         })?;
-        cx.count("calibration samples", samples);
+        cx.count("calibration samples", count as u64);
         Ok(seen)
     }
 
