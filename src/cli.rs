@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, reason = "doc comments here are help; what has none is a group of what has")]
 
+mod distill;
 mod profile;
 mod prune;
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use distill::{Distill, DistillChange, DistillLoss};
 pub use profile::{Load, Profile};
 pub use prune::{Prune, PruneMethod};
 
@@ -128,7 +130,7 @@ pub struct Output {
 #[derive(Clone, Debug, Args)]
 pub struct Data {
     /// Calibration data: a data file, a directory or a data.toml.
-    #[arg(long, value_name = "DATA")]
+    #[arg(long, value_name = "DATA", alias = "data")]
     pub calib: Option<PathBuf>,
     /// Use at most so many calibration samples.
     #[arg(long, value_name = "N")]
@@ -143,6 +145,9 @@ pub struct Data {
     /// Use at most so many evaluation samples.
     #[arg(long, value_name = "N")]
     pub eval_samples: Option<u64>,
+    /// ONNX file of the model to learn from, for steps that learn. [default: the model that comes in]
+    #[arg(long, value_name = "MODEL")]
+    pub teacher: Option<PathBuf>,
     #[command(flatten)]
     pub memory: Memory,
     /// Exit with 1 when a threshold is missed: accuracy-drop=POINTS, agreement=SHARE, sqnr-db=DB,
@@ -356,6 +361,8 @@ pub enum Command {
     },
     /// Set weights of a model to zero.
     Prune(Box<Prune>),
+    /// Train a model to give what another one gives.
+    Distill(Box<Distill>),
     /// Convert a model to 16-bit floats.
     Precision {
         /// ONNX file.

@@ -6,6 +6,7 @@
 
 pub mod clean;
 mod cut;
+pub mod distill;
 mod evenly;
 mod judge;
 mod moments;
@@ -34,6 +35,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<prune::PruneSparsegpt>(),
     PassSpec::of::<prune::PruneChannels>(),
     PassSpec::of::<prune::PruneLayers>(),
+    PassSpec::of::<distill::Distill>(),
     PassSpec::of::<quantize::EqualizeLayers>(),
     PassSpec::of::<quantize::SmoothActivations>(),
     PassSpec::of::<quantize::QuantizeStatic>(),

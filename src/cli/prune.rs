@@ -53,6 +53,10 @@ pub struct Prune {
     /// [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub recover: Option<bool>,
+    /// Afterwards train what is left, for so many steps, to give what the model gave before (`optix distill` has more
+    /// options).
+    #[arg(long, value_name = "N")]
+    pub distill_steps: Option<u64>,
     /// Leave nodes of this name alone, `*` for any run of characters; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub exclude: Vec<String>,

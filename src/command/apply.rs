@@ -48,6 +48,7 @@ pub fn apply(
         progress: &bars,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: setup::cancel_on_interrupt(),
     };
     let options = RunOptions {

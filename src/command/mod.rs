@@ -4,6 +4,7 @@ mod apply;
 mod ceiling;
 mod compare;
 mod data;
+mod distill;
 mod engines;
 mod eval;
 mod evaluation;
@@ -80,6 +81,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
             apply::apply(global, lock, model, output.as_deref(), *in_place)
         }
         Command::Prune(options) => prune::prune(global, options),
+        Command::Distill(options) => distill::distill(global, options),
         Command::Precision {
             model,
             float_type,

@@ -45,9 +45,22 @@ pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
         .collect();
     let (recipe, last) = RECIPE;
     let text = recipes::find(recipe).unwrap_or_default().replace(last, &format!("\npass = \"{step}\"\n"));
+    let text = match options.distill_steps {
+        Some(steps) => learning(&text, steps),
+        None => text,
+    };
     // The first line is about the built-in recipe.
     let text = text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned());
     let origin = Origin { text, name: format!("recipe of `prune` ({step})"), directory: None, file: None };
     let Prune { model, set, output, data, debugging, .. } = options;
     run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
+}
+
+/// A recipe whose last step is followed by training against the model that came in.
+fn learning(text: &str, steps: u64) -> String {
+    let raised = text.replace(
+        "[[step]]\npass = \"eliminate-dead\"\n",
+        "[[step]]\npass = \"convert-opset\"\n\n[[step]]\npass = \"eliminate-dead\"\n",
+    );
+    format!("{raised}\n[[step]]\npass = \"distill\"\nsteps = {steps}\n")
 }

@@ -157,6 +157,10 @@ pub fn run_recipe(
             Some(CalibrationData::new(dataset, path.display().to_string()))
         }
     };
+    let teacher = data.teacher.as_deref().map(|path| setup::load(global, path)).transpose()?;
+    if teacher.is_some() && !recipe.steps.iter().any(|step| step.pass.wants_teacher()) {
+        bail!("--teacher: no step of this recipe learns from another model");
+    }
     let mut statistics = StatisticsFiles::open(&data.stats)?;
     let evaluation_data = match &recipe.data.eval {
         None => None,
@@ -174,7 +178,8 @@ pub fn run_recipe(
         datasets.iter().flat_map(|dataset| dataset.files()).chain(origin.file.clone()).chain(used).collect();
     let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     OutFile::check(&target, &inputs)?;
-    inputs.extend(loaded.sources.iter().map(|source| source.path()));
+    let sources = loaded.sources.iter().chain(teacher.iter().flat_map(|teacher| &teacher.sources));
+    inputs.extend(sources.map(|source| source.path()));
     output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
     made.iter().try_for_each(|path| OutFile::check(path, &inputs))?;
     let unrecorded = recipe.steps.iter().find(|step| !step.pass.is_recorded(calibration.is_some()));
@@ -217,6 +222,7 @@ pub fn run_recipe(
             oracle: &mut oracle,
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
             statistics: statistics.as_mut().map(|files| files as &mut dyn StatisticsStore),
+            teacher: teacher.as_ref().map(|teacher| &teacher.model),
             seed: recipe.seed,
             progress: &bars,
             deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),

@@ -35,6 +35,7 @@ fn clean(model: &mut Model, oracle: &mut EngineOracle, check: bool) -> Result<()
         oracle,
         calibration: None,
         statistics: None,
+        teacher: None,
         seed: recipe.seed,
         progress: &NoProgress,
         deployment: None,

@@ -125,6 +125,7 @@ fn run(fault: &str, replay: Option<Decisions>) -> Result<Done, RunError> {
         progress: &NoProgress,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: CancelToken::new(),
     };
     let replay = replay.map(|decisions| [("decider".to_owned(), decisions)].into());

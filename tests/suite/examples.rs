@@ -53,6 +53,7 @@ fn examples_in_manuals_are_true() {
         "prune-sparsegpt",
         "prune-channels",
         "prune-layers",
+        "distill",
         "quantize-static",
         "learn-rounding",
     ];
@@ -70,6 +71,7 @@ fn run(spec: &PassSpec, model: &mut Model) {
         // Passes that need data see random ones.
         calibration: Some(&Drawn { seed: 0, batches: 4 }),
         statistics: None,
+        teacher: None,
         seed: 0,
         progress: &NoProgress,
         deployment: None,

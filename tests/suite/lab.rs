@@ -70,6 +70,7 @@ pub fn apply(steps: &str, model: &Model) -> Result<(Model, Vec<Changes>), String
         progress: &NoProgress,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: CancelToken::new(),
     };
     let mut changed = model.clone();

@@ -56,6 +56,7 @@ fn quantize(model: &Model, x: &Tensor, options: &str) -> Changes {
         progress: &NoProgress,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: CancelToken::new(),
     };
     let mut model = model.clone();
@@ -230,6 +231,7 @@ fn calibration_notices_an_interrupt() {
         progress: &NoProgress,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: token.clone(),
     };
     let recipe =

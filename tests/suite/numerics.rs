@@ -125,6 +125,7 @@ fn variants(model: &Model) -> Vec<Variant> {
             oracle: &mut oracle,
             calibration: None,
             statistics: None,
+            teacher: None,
             seed: recipe.seed,
             progress: &NoProgress,
             deployment: None,

@@ -48,6 +48,7 @@ fn run(model: &mut Model, options: &str, samples: Option<&Samples>) -> Result<Ch
         progress: &NoProgress,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: CancelToken::new(),
     };
     let steps = runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {});

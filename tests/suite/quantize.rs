@@ -79,6 +79,7 @@ fn attempt(
         progress: &NoProgress,
         deployment: deployment.map(|table| table as &mut dyn Deployment),
         statistics: None,
+        teacher: None,
         cancel: CancelToken::new(),
     };
     runner::run(&recipe, model, &mut resources, &options, &mut |_, _| {})

@@ -102,6 +102,7 @@ fn run(source: &str, step: &str) -> Made {
         progress: &NoProgress,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: CancelToken::new(),
     };
     let mut steps = runner::run(&recipe, &mut after, &mut resources, &RunOptions::default(), &mut |_, _| {})

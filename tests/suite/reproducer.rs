@@ -55,6 +55,7 @@ fn a_pass_at_fault_leaves_what_it_takes_to_see_it_again() {
             oracle: &mut oracle,
             calibration: None,
             statistics: None,
+            teacher: None,
             seed: recipe.seed,
             progress: &NoProgress,
             deployment: None,

@@ -166,6 +166,7 @@ fn quantized(model: &mut Model, options: &str) -> Result<optix_pipeline::Changes
         progress: &NoProgress,
         deployment: None,
         statistics: None,
+        teacher: None,
         cancel: CancelToken::new(),
     };
     let mut steps = runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {})

@@ -114,12 +114,13 @@ const ARROWS: &[(&str, &str, &[&str])] = &[
     ("optix-base", "crates/base", &[]),
     ("optix-ir", "crates/ir", &["base"]),
     ("optix-linalg", "crates/linalg", &[]),
+    ("optix-training", "crates/training", &["ir"]),
     ("optix-ops", "crates/ops", &["base", "ir"]),
     ("optix-io", "crates/io", &["base", "ir"]),
     ("optix-data", "crates/data", &["base", "ir", "io"]),
     ("optix-pipeline", "crates/pipeline", &["base", "ir", "ops", "io", "data"]),
     ("optix-runtime", "crates/runtime", &["base", "ir", "ops", "io", "pipeline"]),
-    ("optix-passes", "passes", &["base", "ir", "linalg", "ops", "pipeline"]),
+    ("optix-passes", "passes", &["base", "ir", "linalg", "training", "ops", "pipeline"]),
 ];
 
 /// Crates that compute: whoever depends on one runs models.

@@ -57,7 +57,7 @@ pub(crate) fn pads(call: &Call<'_>, rank: usize) -> Result<Vec<i64>, OpError> {
     }
 }
 
-fn window(call: &Call<'_>, spatial: &[usize], kernel: Vec<usize>) -> Result<Window, OpError> {
+pub(crate) fn window(call: &Call<'_>, spatial: &[usize], kernel: Vec<usize>) -> Result<Window, OpError> {
     let rank = spatial.len();
     let (steps, dilations) = (list(call, "strides", rank, 1)?, list(call, "dilations", rank, 1)?);
     let ceil = call.node.int("ceil_mode").unwrap_or(0) != 0;

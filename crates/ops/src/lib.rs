@@ -24,6 +24,7 @@ mod detection;
 mod einsum;
 mod ensemble;
 mod fourier;
+mod gradients;
 mod indexing;
 mod interpret;
 mod layout;
@@ -90,6 +91,7 @@ pub static FAMILIES: &[&[KernelSpec]] = &[
     vectorize::KERNELS,
     ensemble::KERNELS,
     training::KERNELS,
+    gradients::KERNELS,
 ];
 
 /// The kernel of an operator, if there is one.

@@ -69,6 +69,8 @@ pub struct Resources<'a> {
     pub calibration: Option<&'a dyn Calibration>,
     /// Calibration statistics, when the user wants them kept or used again.
     pub statistics: Option<&'a mut dyn StatisticsStore>,
+    /// The model to learn from, when the user gave one.
+    pub teacher: Option<&'a Model>,
     /// Seed of everything random.
     pub seed: u64,
     /// Where progress goes.
@@ -84,6 +86,7 @@ pub struct Cx<'a> {
     oracle: &'a mut dyn Oracle,
     calibration: Option<&'a dyn Calibration>,
     statistics: Option<&'a mut dyn StatisticsStore>,
+    teacher: Option<&'a Model>,
     seed: u64,
     progress: &'a dyn Progress,
     deployment: Option<&'a mut dyn Deployment>,
@@ -113,6 +116,7 @@ impl<'a> Cx<'a> {
                 .statistics
                 .as_deref_mut()
                 .map(|statistics| statistics as &mut dyn StatisticsStore),
+            teacher: resources.teacher,
             seed: resources.seed,
             progress: resources.progress,
             deployment: resources
@@ -154,6 +158,11 @@ impl<'a> Cx<'a> {
         self.float = kept;
     }
 
+    /// The model that came into the run, to learn from where the user gave no other.
+    pub(crate) fn lend_teacher(&mut self, original: Option<&'a Model>) {
+        self.teacher = self.teacher.or(original);
+    }
+
     /// Keeps the model as it is, before a pass makes its numbers coarser, for later steps that compare with it.
     /// The first one counts; does nothing where no later step wants it.
     pub fn keep_float(&mut self, model: &Model) {
@@ -166,6 +175,12 @@ impl<'a> Cx<'a> {
     /// still there have the ids that they have in it. None when a lock is applied: see [`Cx::is_replaying`].
     pub fn float(&self) -> Option<&Model> {
         self.float.as_ref().filter(|_| !self.is_replaying())
+    }
+
+    /// The model to learn from: the one that the user gave, or else the one that came into the run, for steps that
+    /// [want one](crate::Pass::wants_teacher). None when a lock is applied.
+    pub fn teacher(&self) -> Option<&'a Model> {
+        self.teacher.filter(|_| !self.is_replaying())
     }
 
     /// Whether decisions come from a lock. There are no data then and no engine; work that only measures, and

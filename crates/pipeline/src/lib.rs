@@ -30,7 +30,7 @@ pub use context::{Calibration, Cx, NoProgress, Progress, Resources, StatisticsSt
 pub use decisions::{DecisionError, Decisions};
 pub use deployment::{Deployment, KernelTime};
 pub use fingerprint::fingerprint;
-pub use oracle::{Batches, Case, NoOracle, Oracle, OracleError, PairVisitor, Visitor};
+pub use oracle::{Batches, Case, NoOracle, Oracle, OracleError, PairVisitor, Prepared, Visitor};
 pub use packed::{PackedBits, PackedFloats};
 pub use pass::{
     Family, Interface, Named, Numerics, OptionHelp, Pass, PassError, PassSpec, Promises, Requires, Topology,

@@ -80,6 +80,15 @@ pub type Visitor<'a> = &'a mut dyn FnMut(ValueId, &Tensor) -> Result<(), OracleE
 /// Looks at one batch and the outputs of two models; see [`Oracle::compare`].
 pub type PairVisitor<'a> = &'a mut dyn FnMut(&Batch, &[Tensor], &[Tensor]) -> Result<(), OracleError>;
 
+/// A model that is loaded once and run many times.
+pub trait Prepared {
+    /// Values of the main graph for given feeds, in the order asked for; only what they need is computed.
+    ///
+    /// # Errors
+    /// When feeds do not fit or a node fails.
+    fn run(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<Vec<Tensor>, OracleError>;
+}
+
 /// An engine, as passes see it.
 pub trait Oracle {
     /// Engine, version and device, for reports.
@@ -104,6 +113,15 @@ pub trait Oracle {
     /// # Errors
     /// As [`Oracle::observe`].
     fn outputs(&mut self, model: &Model, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, OracleError>;
+
+    /// Loads a model to run it many times, as training does.
+    ///
+    /// # Errors
+    /// When the engine cannot run it.
+    fn prepare(&mut self, model: &Model) -> Result<Box<dyn Prepared>, OracleError> {
+        let _ = model;
+        Err(OracleError::Environment(format!("{} cannot keep a model loaded", self.describe())))
+    }
 
     /// Runs two models side by side on the same batches and shows their outputs: reference and candidate.
     ///
@@ -148,6 +166,10 @@ impl Oracle for NoOracle {
     }
 
     fn outputs(&mut self, _: &Model, _: &[(String, Tensor)]) -> Result<Vec<Tensor>, OracleError> {
+        Err(OracleError::Replaying)
+    }
+
+    fn prepare(&mut self, _: &Model) -> Result<Box<dyn Prepared>, OracleError> {
         Err(OracleError::Replaying)
     }
 }

@@ -41,6 +41,11 @@ pub trait Pass: Debug + Send + Sync {
         false
     }
 
+    /// Whether it learns from another model: [`Cx::teacher`](crate::Cx::teacher).
+    fn wants_teacher(&self) -> bool {
+        false
+    }
+
     /// Transforms the model. What it did, and what it left alone and why, goes to `cx`.
     ///
     /// # Errors

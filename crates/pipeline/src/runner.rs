@@ -145,12 +145,15 @@ pub fn run(
     let mut patches_left = options.stop_after_patch.unwrap_or(u64::MAX);
     let mut reports = Vec::new();
     let mut float: Option<Model> = None;
+    // Whoever learns without a teacher of its own learns from what came in.
+    let wants_teacher = recipe.steps.iter().any(|step| step.pass.wants_teacher());
+    let original = (wants_teacher && resources.teacher.is_none()).then(|| model.clone());
     for (index, step) in recipe.steps.iter().enumerate() {
         let before = model.clone();
         // Kept no longer than it is wanted.
         let is_wanted = recipe.steps[index..].iter().any(|step| step.pass.wants_float());
         let kept = (&mut float, is_wanted && options.replay.is_none());
-        match run_step(step, model, resources, options, &mut patches_left, kept) {
+        match run_step(step, model, original.as_ref(), resources, options, &mut patches_left, kept) {
             Ok(report) => reports.push(report),
             Err(fault) => {
                 // Bad data or options need no reproducer: whoever gave them has them.
@@ -202,6 +205,7 @@ fn check_requires(step: &Step, resources: &Resources<'_>, options: &RunOptions) 
 fn run_step(
     step: &Step,
     model: &mut Model,
+    original: Option<&Model>,
     resources: &mut Resources<'_>,
     options: &RunOptions,
     patches_left: &mut u64,
@@ -224,6 +228,7 @@ fn run_step(
     }
     let (changes, decisions) = {
         let mut cx = Cx::new(resources, options.limits, patches_left);
+        cx.lend_teacher(original);
         if let Some(decisions) = &options.replay {
             cx.replay(decisions.get(&step.id).cloned().unwrap_or_default());
         }

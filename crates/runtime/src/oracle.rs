@@ -1,7 +1,7 @@
 //! What passes may ask of an engine, answered by [`Engine`]s.
 
 use optix_ir::{Model, Tensor, ValueId};
-use optix_pipeline::{Batches, Oracle, OracleError, PairVisitor, Visitor};
+use optix_pipeline::{Batches, Oracle, OracleError, PairVisitor, Prepared, Visitor};
 
 use crate::device::Placement;
 use crate::engine::{Engine, LoadOptions, Session};
@@ -117,6 +117,15 @@ impl Inputs {
     }
 }
 
+/// A session that is kept.
+struct Kept(Box<dyn Session>);
+
+impl Prepared for Kept {
+    fn run(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<Vec<Tensor>, OracleError> {
+        Ok(self.0.run(feeds, wanted)?)
+    }
+}
+
 impl Oracle for EngineOracle {
     fn describe(&self) -> String {
         format!("{} {} ({})", self.engine.name(), self.engine.version(), self.engine.device())
@@ -160,6 +169,10 @@ impl Oracle for EngineOracle {
         let found = session.run(&Inputs::of(model).by_value(feeds)?, &outputs)?;
         self.note(&*session);
         Ok(found)
+    }
+
+    fn prepare(&mut self, model: &Model) -> Result<Box<dyn Prepared>, OracleError> {
+        Ok(Box::new(Kept(self.load(model)?.0)))
     }
 
     fn compare(

@@ -181,6 +181,7 @@ fn treat(model: &Model) -> Result<(), String> {
             oracle: &mut oracle,
             calibration: None,
             statistics: None,
+            teacher: None,
             seed: 0,
             progress: &optix_pipeline::NoProgress,
             deployment: None,

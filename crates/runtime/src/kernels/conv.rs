@@ -26,7 +26,7 @@ fn filter_shape(weights: &Tensor) -> Option<[usize; 4]> {
     }
 }
 
-fn groups(node: &Node) -> Option<usize> {
+pub(super) fn groups(node: &Node) -> Option<usize> {
     usize::try_from(node.int("group").unwrap_or(1)).ok().filter(|&groups| groups > 0)
 }
 
@@ -39,6 +39,15 @@ impl Conv {
             Some(PackedFilters::new(&shape, &floats(weights)?))
         });
         Some(Box::new(Conv { packed }))
+    }
+}
+
+/// A number an axis, vertical first; `missing` where there is one axis only.
+pub(super) fn pair(values: &[usize], missing: usize) -> [usize; 2] {
+    match *values {
+        [x] => [missing, x],
+        [y, x] => [y, x],
+        _ => unreachable!("one or two spatial axes"),
     }
 }
 
@@ -87,11 +96,6 @@ impl Prepared for Conv {
         }
         let Some(window) = Window::resolve(call.node, &input.shape()[2..], &weights.shape()[2..]) else {
             return Ok(None);
-        };
-        let pair = |values: &[usize], missing: usize| match *values {
-            [x] => [missing, x],
-            [y, x] => [y, x],
-            _ => unreachable!("one or two spatial axes"),
         };
         shape.batch = input.shape()[0];
         shape.input = pair(&input.shape()[2..], 1);
@@ -171,11 +175,6 @@ fn transposed(call: &Job<'_>) -> Fast {
         let Some(size) = full.checked_sub(pads[axis] + pads[axis + spatial]) else { return Ok(None) };
         result.push(size);
     }
-    let pair = |values: &[usize], missing: usize| match *values {
-        [x] => [missing, x],
-        [y, x] => [y, x],
-        _ => unreachable!("one or two spatial axes"),
-    };
     let (strides, dilations) = (pair(&strides, 1), pair(&dilations, 1));
     let pads = pair(&pads[..spatial], 0);
     let (source, target) = (pair(&input.shape()[2..], 1), pair(&result[2..], 1));
@@ -186,8 +185,25 @@ fn transposed(call: &Job<'_>) -> Fast {
         Some(bias) => Some(floats_or_decline!(bias)),
         None => None,
     };
-    let taps = per_group * height * width;
     let depth = channels / groups;
+    let shape = Transposed {
+        batch: input.shape()[0],
+        groups,
+        depth,
+        per_group,
+        kernel: [height, width],
+        source,
+        target,
+        strides,
+        dilations,
+        pads,
+    };
+    if let Some(convolution) = shape.as_convolution() {
+        let mut output = call.buffer(&result)?;
+        shape.convolve(&convolution, &elements, &weights, bias.as_deref(), &mut output);
+        return call.one(result, output);
+    }
+    let taps = per_group * height * width;
     let mut packed = Vec::new();
     for group in weights.chunks(depth * taps) {
         // Row (filter, tap), column (channel): the transposed picture of the weights.
@@ -241,4 +257,85 @@ fn transposed(call: &Job<'_>) -> Fast {
         }
     });
     call.one(result, output)
+}
+
+/// A transposed convolution, shapes resolved. Spatial pairs are (vertical, horizontal).
+struct Transposed {
+    batch: usize,
+    groups: usize,
+    /// Channels of a group of the input, and of the output.
+    depth: usize,
+    per_group: usize,
+    kernel: [usize; 2],
+    /// Height and width of input and output.
+    source: [usize; 2],
+    target: [usize; 2],
+    strides: [usize; 2],
+    dilations: [usize; 2],
+    pads: [usize; 2],
+}
+
+impl Transposed {
+    /// The convolution that does the same: with turned filters over the input, between whose elements zeros stand
+    /// where there are strides. Only where few of its products are with such zeros, or where a product of matrices
+    /// would be one of vectors (one channel a group).
+    fn as_convolution(&self) -> Option<ConvShape> {
+        if self.strides != [1, 1] && (self.depth, self.per_group) != (1, 1) {
+            return None;
+        }
+        let reach = |axis: usize| (self.kernel[axis] - 1) * self.dilations[axis];
+        let pads = [reach(0).checked_sub(self.pads[0])?, reach(1).checked_sub(self.pads[1])?];
+        Some(ConvShape {
+            batch: self.batch,
+            channels: self.depth * self.groups,
+            input: self.spread(),
+            filters: self.per_group * self.groups,
+            kernel: self.kernel,
+            output: self.target,
+            strides: [1; 2],
+            dilations: self.dilations,
+            pads,
+            groups: self.groups,
+        })
+    }
+
+    /// Height and width of the input with zeros in it.
+    fn spread(&self) -> [usize; 2] {
+        std::array::from_fn(|axis| (self.source[axis] - 1) * self.strides[axis] + 1)
+    }
+
+    /// `weights` of shape `[channels, per_group, height, width]`.
+    fn convolve(
+        &self,
+        shape: &ConvShape,
+        elements: &[f32],
+        weights: &[f32],
+        bias: Option<&[f32]>,
+        output: &mut [f32],
+    ) {
+        let taps = self.kernel[0] * self.kernel[1];
+        let mut turned = vec![0f32; weights.len()];
+        for (filter, row) in turned.chunks_mut(self.depth * taps).enumerate() {
+            let (group, within) = (filter / self.per_group, filter % self.per_group);
+            for (channel, row) in row.chunks_mut(taps).enumerate() {
+                let from = ((group * self.depth + channel) * self.per_group + within) * taps;
+                row.iter_mut()
+                    .zip(weights[from..from + taps].iter().rev())
+                    .for_each(|(to, from)| *to = *from);
+            }
+        }
+        let filters = PackedFilters::new(shape, &turned);
+        if self.strides == [1, 1] {
+            convolve(shape, elements, &filters, bias, output, None);
+            return;
+        }
+        let ([rows, columns], [tall, wide]) = (self.source, self.spread());
+        let mut spread = vec![0f32; self.batch * shape.channels * tall * wide];
+        for (from, to) in elements.chunks(rows * columns).zip(spread.chunks_mut(tall * wide)) {
+            for (from, to) in from.chunks(columns).zip(to.chunks_mut(wide * self.strides[0])) {
+                from.iter().zip(to.iter_mut().step_by(self.strides[1])).for_each(|(from, to)| *to = *from);
+            }
+        }
+        convolve(shape, &spread, &filters, bias, output, None);
+    }
 }

@@ -113,7 +113,7 @@ impl<const N: usize> Walk<N> {
 }
 
 #[inline(always)]
-fn binary(call: &Job<'_>, function: impl Fn(f32, f32) -> f32 + Send + Sync) -> Fast {
+pub(super) fn binary(call: &Job<'_>, function: impl Fn(f32, f32) -> f32 + Send + Sync) -> Fast {
     let (a, b) = (call.input(0)?, call.input(1)?);
     let (left, right) = (floats_or_decline!(a), floats_or_decline!(b));
     let Some(shape) = broadcast(a.shape(), b.shape()) else { return Ok(None) };

@@ -11,6 +11,7 @@ pub(crate) mod activation;
 pub(crate) mod buffers;
 pub(crate) mod conv;
 pub(crate) mod elementwise;
+pub(crate) mod gradient;
 pub(crate) mod job;
 pub(crate) mod layout;
 pub(crate) mod matmul;
@@ -53,7 +54,7 @@ pub(crate) static KERNELS: &[&[KernelSpec]] = &[
 
 /// A kernel and what it is for.
 pub(crate) struct KernelSpec {
-    /// Operator of the standard domain.
+    /// Operator of the standard domain, or of the family's own.
     pub op_type: &'static str,
     /// The oldest operator set version whose form of the operator the kernel knows.
     pub since: i64,
@@ -112,10 +113,12 @@ pub(crate) trait Prepared: Send + Sync {
 
 /// The fast kernel of an operator, if there is one.
 pub(crate) fn find(domain: &str, op_type: &str, opset: i64) -> Option<&'static KernelSpec> {
-    if !domain.is_empty() {
-        return None;
-    }
-    let mut all = KERNELS.iter().copied().flatten();
+    let families = match domain {
+        "" => KERNELS,
+        "ai.optix" => &[gradient::KERNELS],
+        _ => return None,
+    };
+    let mut all = families.iter().copied().flatten();
     all.find(|spec| spec.op_type == op_type && spec.since <= opset)
 }
 

@@ -13,6 +13,7 @@ use super::threads;
 use runs::Runs;
 
 mod depthwise;
+pub(crate) mod gradient;
 mod pointwise;
 mod runs;
 mod shifted;

@@ -1,0 +1,276 @@
+//! Teacher and student at work: what the one gives is what the other learns.
+
+use optix_ir::{DType, Model, Tensor, Type, ValueId};
+use optix_pipeline::check::OpsEvaluator;
+use optix_pipeline::{Batch, Cx, OracleError, PassError, Prepared};
+use optix_training::optimizer::Trained;
+use optix_training::{Aim, Parameter, Student, StudentError};
+
+use super::pool::{joined, shapes, together};
+
+/// A model that answers, and the inputs it takes, in the order of the student's.
+pub(super) struct Teacher {
+    prepared: Box<dyn Prepared>,
+    inputs: Vec<ValueId>,
+    outputs: Vec<ValueId>,
+    /// What it gave for each sample, while there is room.
+    known: Vec<Option<Vec<Tensor>>>,
+    room: usize,
+}
+
+/// Bytes of a teacher's outputs that are kept.
+const ROOM: usize = 256 << 20;
+
+/// Inputs of a graph that are no constants with a default: values and names.
+fn inputs(model: &Model) -> Vec<(ValueId, String)> {
+    let inputs = model.graph(model.main()).inputs().iter().map(|input| input.value);
+    inputs
+        .filter(|&value| model.value(value).initializer().is_none())
+        .map(|value| (value, model.value(value).name().to_owned()))
+        .collect()
+}
+
+/// Outputs of the teacher that those of the student are compared with: for each pair their places.
+pub(super) fn pairs(teacher: &Model, student: &Model) -> Result<Vec<(usize, usize)>, PassError> {
+    let outputs = |model: &Model| -> Vec<(ValueId, String)> {
+        let outputs = model.graph(model.main()).outputs().iter().map(|output| output.value);
+        outputs.map(|value| (value, model.value(value).name().to_owned())).collect()
+    };
+    let (theirs, ours) = (outputs(teacher), outputs(student));
+    let named = |names: &[(ValueId, String)]| {
+        names.iter().map(|(_, name)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    };
+    let is_float = |value: ValueId| {
+        student.value(value).ty.as_ref().and_then(Type::dtype).is_none_or(|dtype| dtype == DType::F32)
+    };
+    let mut pairs = Vec::new();
+    for (place, (value, name)) in ours.iter().enumerate() {
+        if !is_float(*value) {
+            continue;
+        }
+        let same = theirs.iter().position(|(_, other)| other == name);
+        match same.or((theirs.len() == ours.len()).then_some(place)) {
+            Some(other) => pairs.push((other, place)),
+            None => {
+                return Err(PassError::Options(format!(
+                    "the teacher has no output `{name}`: it has {}, the student {}",
+                    named(&theirs),
+                    named(&ours)
+                )));
+            }
+        }
+    }
+    match pairs.is_empty() {
+        true => Err(PassError::Options("the student has no output of 32-bit floats to learn".to_owned())),
+        false => Ok(pairs),
+    }
+}
+
+impl Teacher {
+    /// Loads a teacher for samples that feed the student; `outputs` are places of those it is asked for.
+    pub(super) fn new(
+        teacher: &Model,
+        outputs: impl Iterator<Item = usize>,
+        sample: &Batch,
+        count: usize,
+        cx: &mut Cx<'_>,
+    ) -> Result<Teacher, PassError> {
+        let theirs = inputs(teacher);
+        let fed: Vec<&str> = sample.feeds.iter().map(|(name, _)| name.as_str()).collect();
+        let listed =
+            |names: Vec<&str>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        if theirs.len() != fed.len() {
+            let names = theirs.iter().map(|(_, name)| name.as_str()).collect();
+            return Err(PassError::Options(format!(
+                "the teacher takes {} and the student {}: they must take the same",
+                listed(names),
+                listed(fed)
+            )));
+        }
+        let of_feed = |(place, name): (usize, &&str)| {
+            let same = theirs.iter().find(|(_, other)| other == name);
+            same.unwrap_or(&theirs[place]).0
+        };
+        let inputs = fed.iter().enumerate().map(of_feed).collect();
+        let all = teacher.graph(teacher.main()).outputs();
+        let outputs = outputs.map(|place| all[place].value).collect();
+        let prepared = cx.oracle().prepare(teacher)?;
+        Ok(Teacher { prepared, inputs, outputs, known: vec![None; count], room: ROOM })
+    }
+
+    /// What it gives for feeds.
+    pub(super) fn asked(&mut self, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, PassError> {
+        let fed: Vec<(ValueId, Tensor)> =
+            self.inputs.iter().zip(feeds).map(|(&value, (_, tensor))| (value, tensor.clone())).collect();
+        Ok(self.prepared.run(&fed, &self.outputs).map_err(of_teacher)?)
+    }
+
+    /// What it gives for samples of the pool, by their numbers: asked once.
+    pub(super) fn remembered(
+        &mut self,
+        numbers: &[usize],
+        feeds: &[(String, Tensor)],
+    ) -> Result<Vec<Tensor>, PassError> {
+        let known: Option<Vec<&Vec<Tensor>>> =
+            numbers.iter().map(|&number| self.known[number].as_ref()).collect();
+        if let Some(known) = known {
+            return Ok((0..self.outputs.len())
+                .map(|place| joined(known.iter().map(|row| &row[place])))
+                .collect());
+        }
+        let given = self.asked(feeds)?;
+        for (place, &number) in numbers.iter().enumerate() {
+            let row: Option<Vec<Tensor>> =
+                given.iter().map(|tensor| row(tensor, place, numbers.len())).collect();
+            let Some(row) = row else { break };
+            let size: usize = row.iter().map(|tensor| tensor.bytes().len()).sum();
+            if self.known[number].is_none() && size <= self.room {
+                self.room -= size;
+                self.known[number] = Some(row);
+            }
+        }
+        Ok(given)
+    }
+}
+
+/// The part of a tensor that belongs to one of `count` samples, with memory of its own.
+fn row(tensor: &Tensor, place: usize, count: usize) -> Option<Tensor> {
+    let (&first, rest) = tensor.shape().split_first()?;
+    if first != count || tensor.dtype() != DType::F32 {
+        return None;
+    }
+    let size = rest.iter().product::<usize>();
+    let elements = tensor.to_slice::<f32>().ok()?;
+    let shape: Vec<usize> = std::iter::once(1).chain(rest.iter().copied()).collect();
+    Some(Tensor::from_vec(shape, elements.get(place * size..(place + 1) * size)?.to_vec()))
+}
+
+fn of_teacher(error: OracleError) -> OracleError {
+    match error {
+        OracleError::Feeds(what) => {
+            OracleError::Feeds(format!("the teacher does not take what the student does: {what}"))
+        }
+        OracleError::Node { node, what } => {
+            OracleError::Node { node: format!("{node} of the teacher"), what }
+        }
+        other => other,
+    }
+}
+
+/// A student for batches of one size.
+pub(super) struct Class {
+    prepared: Box<dyn Prepared>,
+    feeds: Vec<ValueId>,
+    student: Student,
+    /// Shapes of the parameters.
+    shapes: Vec<Vec<usize>>,
+    /// The loss, and gradients of the parameters that have one.
+    wanted: Vec<ValueId>,
+    pub(super) count: usize,
+}
+
+impl Class {
+    /// A student that sees `count` samples like `sample` at a time; `given` is what the teacher gives for so many.
+    pub(super) fn new(
+        model: &Model,
+        parameters: &[Parameter],
+        (aims, given): (&[Aim], &[Tensor]),
+        (sample, count): (&Batch, usize),
+        freeze: bool,
+        cx: &mut Cx<'_>,
+    ) -> Result<Class, PassError> {
+        let values = inputs(model);
+        let of_feed = |(name, shape): (String, Vec<usize>)| {
+            let shape: Vec<usize> = std::iter::once(count).chain(shape.into_iter().skip(1)).collect();
+            let value = values.iter().find(|(_, other)| *other == name).map(|(value, _)| *value);
+            value
+                .map(|value| (value, shape))
+                .ok_or_else(|| PassError::Options(format!("the model takes no `{name}`")))
+        };
+        let fed: Vec<(ValueId, Vec<usize>)> =
+            shapes(sample).into_iter().map(of_feed).collect::<Result<_, _>>()?;
+        let aims: Vec<(Aim, Vec<usize>)> =
+            aims.iter().zip(given).map(|(&aim, tensor)| (aim, tensor.shape().to_vec())).collect();
+        let student = Student::new(model, &fed, parameters, &aims, freeze, &OpsEvaluator).map_err(
+            |error| match error {
+                error @ StudentError::Gradient(_) => PassError::Options(format!(
+                    "{error}; `freeze-unsupported` takes what they read as constant and trains the rest"
+                )),
+                error => {
+                    PassError::Options(format!("{error}: student and teacher must give the same shapes"))
+                }
+            },
+        )?;
+        let shapes = parameters
+            .iter()
+            .map(|parameter| {
+                model.constant(parameter.value).map(|held| held.shape().to_vec()).unwrap_or_default()
+            })
+            .collect();
+        let wanted =
+            std::iter::once(student.loss).chain(student.gradients.iter().flatten().copied()).collect();
+        let prepared = cx.oracle().prepare(&student.model)?;
+        let feeds = fed.into_iter().map(|(value, _)| value).collect();
+        Ok(Class { prepared, feeds, student, shapes, wanted, count })
+    }
+
+    /// Nodes that gradients do not pass, each with the reason.
+    pub(super) fn frozen(&self) -> Vec<(String, String)> {
+        let named =
+            |(node, why): &(optix_ir::NodeId, String)| (self.student.model.describe(*node), why.clone());
+        self.student.frozen.iter().map(named).collect()
+    }
+
+    /// Whether each parameter has a gradient.
+    pub(super) fn learns(&self) -> impl Iterator<Item = bool> {
+        self.student.gradients.iter().map(Option::is_some)
+    }
+
+    fn fed(
+        &self,
+        feeds: &[(String, Tensor)],
+        given: Vec<Tensor>,
+        trained: &[Trained],
+    ) -> Vec<(ValueId, Tensor)> {
+        let data = self.feeds.iter().copied().zip(feeds.iter().map(|(_, tensor)| tensor.clone()));
+        let of_teacher = self.student.targets.iter().copied().zip(given);
+        let elements = trained.iter().zip(&self.shapes);
+        let parameters =
+            self.student.inputs.iter().copied().zip(
+                elements.map(|(trained, shape)| Tensor::from_vec(shape.clone(), trained.elements.clone())),
+            );
+        data.chain(of_teacher).chain(parameters).collect()
+    }
+
+    /// The loss, and the gradients of the parameters that have one.
+    pub(super) fn gradients(
+        &mut self,
+        feeds: &[(String, Tensor)],
+        given: Vec<Tensor>,
+        trained: &[Trained],
+    ) -> Result<(f64, Vec<Tensor>), PassError> {
+        let fed = self.fed(feeds, given, trained);
+        let mut found = self.prepared.run(&fed, &self.wanted)?;
+        let gradients = found.split_off(1);
+        Ok((found[0].single().unwrap_or(f64::NAN), gradients))
+    }
+
+    /// The mean loss over samples, as many as fill whole batches.
+    pub(super) fn loss(
+        &mut self,
+        samples: &[Batch],
+        teacher: &mut Teacher,
+        trained: &[Trained],
+    ) -> Result<f64, PassError> {
+        let (mut sum, mut batches) = (0.0, 0usize);
+        for batch in samples.chunks_exact(self.count) {
+            let feeds = together(&batch.iter().collect::<Vec<_>>());
+            let given = teacher.asked(&feeds)?;
+            let fed = self.fed(&feeds, given, trained);
+            let found = self.prepared.run(&fed, &[self.student.loss])?;
+            sum += found[0].single().unwrap_or(f64::NAN);
+            batches += 1;
+        }
+        Ok(sum / batches.max(1) as f64)
+    }
+}
