@@ -148,6 +148,10 @@ pub struct Data {
     /// ONNX file of the model to learn from, for steps that learn. [default: the model that comes in]
     #[arg(long, value_name = "MODEL")]
     pub teacher: Option<PathBuf>,
+    /// File for the state of training, written on the way: where it is there, training goes on from it and ends with
+    /// the same bytes as without the interruption.
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
     #[command(flatten)]
     pub memory: Memory,
     /// Exit with 1 when a threshold is missed: accuracy-drop=POINTS, agreement=SHARE, sqnr-db=DB,

@@ -49,6 +49,7 @@ pub fn apply(
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: setup::cancel_on_interrupt(),
     };
     let options = RunOptions {

@@ -2,6 +2,7 @@
 
 mod apply;
 mod ceiling;
+mod checkpoint;
 mod compare;
 mod data;
 mod distill;

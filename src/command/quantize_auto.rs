@@ -129,6 +129,7 @@ impl Bench<'_> {
             calibration: self.calibration.map(|data| data as &dyn optix_pipeline::Calibration),
             statistics: None,
             teacher: None,
+            checkpoint: None,
             seed: self.global.seed.unwrap_or(candidate.recipe.seed),
             progress: &bars,
             deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),

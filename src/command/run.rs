@@ -11,9 +11,12 @@ use optix_passes::PASSES;
 use optix_pipeline::check::OpsEvaluator;
 use optix_pipeline::report::{DataFacts, MemoryFacts, ModelFacts, Overlap, Report, SCHEMA};
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{Deployment, Layer, Override, Recipe, Requirements, Resources, StatisticsStore};
+use optix_pipeline::{
+    CheckpointStore, Deployment, Layer, Override, Recipe, Requirements, Resources, StatisticsStore,
+};
 
 use super::ceiling::{Ceiling, Copies, Task};
+use super::checkpoint::CheckpointFile;
 use super::setup::{self, CalibrationData};
 use super::statistics::StatisticsFiles;
 use super::{evaluation, latency, lock, recipes, targets};
@@ -161,6 +164,10 @@ pub fn run_recipe(
     if teacher.is_some() && !recipe.steps.iter().any(|step| step.pass.wants_teacher()) {
         bail!("--teacher: no step of this recipe learns from another model");
     }
+    let mut checkpoint = data.checkpoint.clone().map(CheckpointFile::new).transpose()?;
+    if checkpoint.is_some() && !recipe.steps.iter().any(|step| step.pass.wants_teacher()) {
+        bail!("--checkpoint: no step of this recipe trains");
+    }
     let mut statistics = StatisticsFiles::open(&data.stats)?;
     let evaluation_data = match &recipe.data.eval {
         None => None,
@@ -181,7 +188,7 @@ pub fn run_recipe(
     let sources = loaded.sources.iter().chain(teacher.iter().flat_map(|teacher| &teacher.sources));
     inputs.extend(sources.map(|source| source.path()));
     output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
-    made.iter().try_for_each(|path| OutFile::check(path, &inputs))?;
+    made.iter().chain(&data.checkpoint).try_for_each(|path| OutFile::check(path, &inputs))?;
     let unrecorded = recipe.steps.iter().find(|step| !step.pass.is_recorded(calibration.is_some()));
     let lock_path = match unrecorded {
         None => lock::path(&target, output.lock),
@@ -198,7 +205,8 @@ pub fn run_recipe(
     if let Some(path) = &lock_path {
         lock::check_target(path, &inputs)?;
     }
-    let outputs = output.report.iter().chain([&target]).chain(&lock_path).chain(&made);
+    let kept = made.iter().chain(&data.checkpoint);
+    let outputs = output.report.iter().chain([&target]).chain(&lock_path).chain(kept);
     OutFile::check_distinct(&outputs.map(PathBuf::as_path).collect::<Vec<_>>())?;
     let mut oracle = setup::engine(global)?;
     // Not looked for where nothing would be measured: loading its library takes time and memory.
@@ -223,6 +231,7 @@ pub fn run_recipe(
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),
             statistics: statistics.as_mut().map(|files| files as &mut dyn StatisticsStore),
             teacher: teacher.as_ref().map(|teacher| &teacher.model),
+            checkpoint: checkpoint.as_mut().map(|file| file as &mut dyn CheckpointStore),
             seed: recipe.seed,
             progress: &bars,
             deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),

@@ -36,6 +36,7 @@ fn clean(model: &mut Model, oracle: &mut EngineOracle, check: bool) -> Result<()
         calibration: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         seed: recipe.seed,
         progress: &NoProgress,
         deployment: None,

@@ -126,6 +126,7 @@ fn run(fault: &str, replay: Option<Decisions>) -> Result<Done, RunError> {
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: CancelToken::new(),
     };
     let replay = replay.map(|decisions| [("decider".to_owned(), decisions)].into());

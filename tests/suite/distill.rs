@@ -76,6 +76,37 @@ fn who_is_the_teacher_already_has_nothing_to_learn() {
 }
 
 #[test]
+fn what_was_killed_goes_on_as_if_it_had_not_been() {
+    let place = Place::new();
+    place.ok(&format!(
+        "prune {MODEL} -o small.onnx --flops 0.5 --recover=false {CALIB} --calib-samples 64 -q"
+    ));
+    let line = |out: &str, more: &str| {
+        format!("distill small.onnx --teacher {MODEL} -o {out} --steps 60 --augment shift {CALIB} -q {more}")
+    };
+    place.ok(&line("whole.onnx", ""));
+    let mut killed = place.command(&line("killed.onnx", "--checkpoint state")).spawn().expect("it starts");
+    while !place.exists("state") && killed.try_wait().expect("it runs").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    killed.kill().expect("it ends");
+    killed.wait().expect("it ends");
+    let again = place.ok(&line("killed.onnx", "--checkpoint state").replace(" -q", ""));
+    assert!(again.stdout.contains("training went on from step"), "{}", again.stdout);
+    assert!(place.read("killed.onnx") == place.read("whole.onnx"));
+    // Of another training, and no checkpoint at all: refused, and left as they are.
+    let state = place.read("state");
+    let refused =
+        |more: &str| place.ends(&line("other.onnx", &format!("--checkpoint state {more}")), 2).stderr;
+    assert!(refused("--learning-rate 0.01").contains("another model, teacher, data, seed or options"));
+    assert!(place.read("state") == state && !place.exists("other.onnx"));
+    place.write("state", b"something else");
+    assert!(refused("").contains("it is no checkpoint"), "{}", refused(""));
+    let run = place.ends(&format!("prune {MODEL} -o x.onnx --checkpoint state"), 2).stderr;
+    assert!(run.contains("no step of this recipe trains"), "{run}");
+}
+
+#[test]
 fn what_cannot_be_learned_is_said() {
     let place = Place::new();
     let error = |more: &str| place.ends(&format!("distill {MODEL} -o x.onnx {more}"), 2).stderr;

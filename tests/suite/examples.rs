@@ -72,6 +72,7 @@ fn run(spec: &PassSpec, model: &mut Model) {
         calibration: Some(&Drawn { seed: 0, batches: 4 }),
         statistics: None,
         teacher: None,
+        checkpoint: None,
         seed: 0,
         progress: &NoProgress,
         deployment: None,

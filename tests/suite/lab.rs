@@ -71,6 +71,7 @@ pub fn apply(steps: &str, model: &Model) -> Result<(Model, Vec<Changes>), String
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: CancelToken::new(),
     };
     let mut changed = model.clone();

@@ -57,6 +57,7 @@ fn quantize(model: &Model, x: &Tensor, options: &str) -> Changes {
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: CancelToken::new(),
     };
     let mut model = model.clone();
@@ -232,6 +233,7 @@ fn calibration_notices_an_interrupt() {
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: token.clone(),
     };
     let recipe =

@@ -126,6 +126,7 @@ fn variants(model: &Model) -> Vec<Variant> {
             calibration: None,
             statistics: None,
             teacher: None,
+            checkpoint: None,
             seed: recipe.seed,
             progress: &NoProgress,
             deployment: None,

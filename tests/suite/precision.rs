@@ -49,6 +49,7 @@ fn run(model: &mut Model, options: &str, samples: Option<&Samples>) -> Result<Ch
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: CancelToken::new(),
     };
     let steps = runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {});

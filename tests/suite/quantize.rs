@@ -80,6 +80,7 @@ fn attempt(
         deployment: deployment.map(|table| table as &mut dyn Deployment),
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: CancelToken::new(),
     };
     runner::run(&recipe, model, &mut resources, &options, &mut |_, _| {})

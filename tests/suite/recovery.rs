@@ -103,6 +103,7 @@ fn run(source: &str, step: &str) -> Made {
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: CancelToken::new(),
     };
     let mut steps = runner::run(&recipe, &mut after, &mut resources, &RunOptions::default(), &mut |_, _| {})

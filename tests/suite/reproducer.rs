@@ -56,6 +56,7 @@ fn a_pass_at_fault_leaves_what_it_takes_to_see_it_again() {
             calibration: None,
             statistics: None,
             teacher: None,
+            checkpoint: None,
             seed: recipe.seed,
             progress: &NoProgress,
             deployment: None,

@@ -167,6 +167,7 @@ fn quantized(model: &mut Model, options: &str) -> Result<optix_pipeline::Changes
         deployment: None,
         statistics: None,
         teacher: None,
+        checkpoint: None,
         cancel: CancelToken::new(),
     };
     let mut steps = runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {})

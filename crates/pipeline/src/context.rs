@@ -61,6 +61,21 @@ pub trait StatisticsStore {
     fn keep(&mut self, bytes: &[u8]) -> Result<(), String>;
 }
 
+/// State of long work, kept on the way so that it can go on after an interruption.
+pub trait CheckpointStore {
+    /// What was kept last; none where nothing was.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn load(&mut self) -> Result<Option<Vec<u8>>, String>;
+
+    /// Keeps a state in place of the last one, at once and whole.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    fn save(&mut self, bytes: &[u8]) -> Result<(), String>;
+}
+
 /// What a run lends to its passes.
 pub struct Resources<'a> {
     /// The engine.
@@ -71,6 +86,8 @@ pub struct Resources<'a> {
     pub statistics: Option<&'a mut dyn StatisticsStore>,
     /// The model to learn from, when the user gave one.
     pub teacher: Option<&'a Model>,
+    /// Where training keeps its state, when the user wants it kept.
+    pub checkpoint: Option<&'a mut dyn CheckpointStore>,
     /// Seed of everything random.
     pub seed: u64,
     /// Where progress goes.
@@ -87,6 +104,7 @@ pub struct Cx<'a> {
     calibration: Option<&'a dyn Calibration>,
     statistics: Option<&'a mut dyn StatisticsStore>,
     teacher: Option<&'a Model>,
+    checkpoint: Option<&'a mut dyn CheckpointStore>,
     seed: u64,
     progress: &'a dyn Progress,
     deployment: Option<&'a mut dyn Deployment>,
@@ -117,6 +135,10 @@ impl<'a> Cx<'a> {
                 .as_deref_mut()
                 .map(|statistics| statistics as &mut dyn StatisticsStore),
             teacher: resources.teacher,
+            checkpoint: resources
+                .checkpoint
+                .as_deref_mut()
+                .map(|checkpoint| checkpoint as &mut dyn CheckpointStore),
             seed: resources.seed,
             progress: resources.progress,
             deployment: resources
@@ -181,6 +203,19 @@ impl<'a> Cx<'a> {
     /// [want one](crate::Pass::wants_teacher). None when a lock is applied.
     pub fn teacher(&self) -> Option<&'a Model> {
         self.teacher.filter(|_| !self.is_replaying())
+    }
+
+    /// Where training keeps its state, when the user wants it kept.
+    pub fn checkpoint(&mut self) -> Option<&mut dyn CheckpointStore> {
+        match &mut self.checkpoint {
+            Some(checkpoint) => Some(&mut **checkpoint),
+            None => None,
+        }
+    }
+
+    /// The seed of everything random.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Whether decisions come from a lock. There are no data then and no engine; work that only measures, and

@@ -13,3 +13,13 @@ pub fn fingerprint(model: &Model) -> Result<[u8; 32], optix_io::IoError> {
     }
     Ok(*hasher.finalize().as_bytes())
 }
+
+/// BLAKE3 over parts of which each counts with its length.
+pub fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    *hasher.finalize().as_bytes()
+}

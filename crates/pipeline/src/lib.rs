@@ -26,10 +26,10 @@ pub use optix_data::{
 };
 
 pub use changes::{Changes, ErrorSplit, Layer, Skip};
-pub use context::{Calibration, Cx, NoProgress, Progress, Resources, StatisticsStore};
+pub use context::{Calibration, CheckpointStore, Cx, NoProgress, Progress, Resources, StatisticsStore};
 pub use decisions::{DecisionError, Decisions};
 pub use deployment::{Deployment, KernelTime};
-pub use fingerprint::fingerprint;
+pub use fingerprint::{digest, fingerprint};
 pub use oracle::{Batches, Case, NoOracle, Oracle, OracleError, PairVisitor, Prepared, Visitor};
 pub use packed::{PackedBits, PackedFloats};
 pub use pass::{

@@ -2,8 +2,8 @@
 
 use optix_ir::{Model, Tensor};
 use optix_pipeline::{
-    Cx, DecisionError, Family, Interface, Layer, Named, Numerics, PackedFloats, Pass, PassError, Promises,
-    Requires, Topology, naming,
+    Cx, DecisionError, Family, Interface, Layer, Named, Numerics, OracleError, PackedFloats, Pass, PassError,
+    Promises, Requires, Topology, digest, fingerprint, naming,
 };
 use optix_training::loss::Distance;
 use optix_training::optimizer::{AdamW, Trained, cosine, norm};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::augment::{Augmentation, augmented};
 use super::pool::{Pool, together};
 use super::school::{Class, Teacher, pairs};
+use super::state::State;
 use crate::names::{check_patterns, not_excluded};
 
 /// How outputs are compared with the teacher's.
@@ -109,7 +110,8 @@ struct Recorded {
 
 /// What came of training.
 struct Learned {
-    trained: Vec<Trained>,
+    /// Elements of every parameter.
+    kept: Vec<Vec<f32>>,
     summary: String,
 }
 
@@ -190,19 +192,38 @@ impl Distill {
         if !learns.contains(&true) {
             return Err(PassError::Options("no gradient reaches any weight".to_owned()));
         }
-        let mut trained: Vec<Trained> = parameters.iter().map(|one| started(model, one)).collect();
+        let trained: Vec<Trained> = parameters.iter().map(|one| started(model, one)).collect();
         let first = at_exam.loss(&pool.held, &mut teacher, &trained)?;
         if !first.is_finite() {
             return Err(PassError::Options(
                 "the loss is not finite before the first step: outputs hold NaN or infinities".to_owned(),
             ));
         }
+        let mut now = State {
+            step: 0,
+            since: 0,
+            first,
+            best: first,
+            best_step: 0,
+            random: random.get_word_pos(),
+            order: pool.order.clone(),
+            next: pool.next,
+            kept: trained.iter().map(|one| one.elements.clone()).collect(),
+            trained,
+        };
+        let identity = self.identity(model, teacher_model, &pool, cx)?;
+        if let Some(kept) = resumed(&now, &identity, cx)? {
+            cx.note(format!("training went on from step {} of the checkpoint", kept.step));
+            random.set_word_pos(kept.random);
+            pool.order.clone_from(&kept.order);
+            pool.next = kept.next;
+            now = kept;
+        }
         let adam = AdamW { decay: self.weight_decay, ..AdamW::default() };
         let each = (self.steps / LOOKS).max(1);
-        let (mut best, mut kept, mut best_step, mut since) = (first, trained.clone(), 0, 0);
         let mut ended = None;
-        for step in 0..self.steps {
-            cx.progress(&format!("learning, loss on others {best:.4}"), step, self.steps)?;
+        while now.step < self.steps && now.since < self.patience.max(1) as u64 {
+            cx.progress(&format!("learning, loss on others {:.4}", now.best), now.step, self.steps)?;
             let numbers = pool.draw(count, &mut random);
             let samples: Vec<_> = numbers.iter().map(|&number| &pool.train[number]).collect();
             let mut feeds = together(&samples);
@@ -213,7 +234,7 @@ impl Distill {
                 feeds = feeds.into_iter().map(change).collect();
                 teacher.asked(&feeds)?
             };
-            let (loss, gradients) = at_work.gradients(&feeds, given, &trained)?;
+            let (loss, gradients) = at_work.gradients(&feeds, given, &now.trained)?;
             let floats: Vec<_> = gradients
                 .iter()
                 .map(|gradient| gradient.to_slice::<f32>())
@@ -223,40 +244,39 @@ impl Distill {
                 })?;
             let length = norm(&floats.iter().map(|floats| &**floats).collect::<Vec<_>>());
             if !loss.is_finite() || !length.is_finite() {
-                ended = Some(format!(
-                    "the loss was not finite at step {}: a smaller `learning-rate` may help",
-                    step + 1
-                ));
+                ended = Some(now.step + 1);
                 break;
             }
             let factor = match self.clip_norm {
                 most if most > 0.0 && length > f64::from(most) => (f64::from(most) / length) as f32,
                 _ => 1.0,
             };
-            let rate = cosine(self.learning_rate, step, self.steps, self.steps / 20);
-            let learning = trained.iter_mut().zip(&learns).filter(|(_, learns)| **learns);
+            let rate = cosine(self.learning_rate, now.step, self.steps, self.steps / 20);
+            let learning = now.trained.iter_mut().zip(&learns).filter(|(_, learns)| **learns);
             for ((trained, _), gradient) in learning.zip(&floats) {
-                adam.step(trained, gradient, factor, rate, step + 1);
+                adam.step(trained, gradient, factor, rate, now.step + 1);
             }
-            if (step + 1) % each == 0 || step + 1 == self.steps {
-                let loss = at_exam.loss(&pool.held, &mut teacher, &trained)?;
-                since += 1;
-                if loss < best {
-                    (best, best_step, since) = (loss, step + 1, 0);
-                    kept.clone_from(&trained);
+            now.step += 1;
+            if now.step.is_multiple_of(each) || now.step == self.steps {
+                let loss = at_exam.loss(&pool.held, &mut teacher, &now.trained)?;
+                now.since += 1;
+                if loss < now.best {
+                    (now.best, now.best_step, now.since) = (loss, now.step, 0);
+                    now.kept = now.trained.iter().map(|one| one.elements.clone()).collect();
                 }
-                if since >= self.patience.max(1) && step + 1 < self.steps {
-                    let what = format!(
-                        "step {}: nothing was gained for {since} looks at samples held out",
-                        step + 1
-                    );
-                    cx.note(format!("ended after {what}"));
-                    break;
-                }
+                (now.random, now.next) = (random.get_word_pos(), pool.next);
+                now.order.clone_from(&pool.order);
+                keep(&now, &identity, cx)?;
             }
         }
-        if let Some(what) = ended {
-            cx.warn(what);
+        let State { step, since, best, best_step, kept, .. } = now;
+        if step < self.steps && ended.is_none() {
+            cx.note(format!(
+                "ended after step {step}: nothing was gained for {since} looks at samples held out"
+            ));
+        }
+        if let Some(step) = ended {
+            cx.warn(format!("the loss was not finite at step {step}: a smaller `learning-rate` may help"));
         }
         cx.count("steps that were kept", best_step);
         if best_step == 0 {
@@ -269,8 +289,47 @@ impl Distill {
             "the loss on {} samples held out fell from {first:.3e} to {best:.3e} in {best_step} steps of {count} samples",
             pool.held.len()
         );
-        Ok(Some(Learned { trained: kept, summary }))
+        Ok(Some(Learned { kept, summary }))
     }
+
+    /// What tells this training from all others.
+    fn identity(
+        &self,
+        model: &Model,
+        teacher: &Model,
+        pool: &Pool,
+        cx: &mut Cx<'_>,
+    ) -> Result<[u8; 32], PassError> {
+        let of = |model: &Model| {
+            fingerprint(model)
+                .map_err(|error| PassError::Options(format!("the model cannot be written: {error}")))
+        };
+        if cx.checkpoint().is_none() {
+            return Ok([0; 32]);
+        }
+        let (options, seed) = (format!("{self:?}"), cx.seed().to_le_bytes());
+        let (own, teachers) = (of(model)?, of(teacher)?);
+        let samples =
+            pool.train.iter().chain(&pool.held).flat_map(|sample| &sample.hashes).map(|hash| &hash[..]);
+        let parts = [options.as_bytes(), &seed, &own, &teachers];
+        Ok(digest(parts.into_iter().chain(samples)))
+    }
+}
+
+/// The state to go on from, where one was kept.
+fn resumed(start: &State, identity: &[u8; 32], cx: &mut Cx<'_>) -> Result<Option<State>, PassError> {
+    let Some(store) = cx.checkpoint() else { return Ok(None) };
+    let refused = |what: String| PassError::Options(format!("--checkpoint: {what}"));
+    let Some(bytes) = store.load().map_err(refused)? else { return Ok(None) };
+    let help = "remove the file to start anew, or name another";
+    State::from_bytes(&bytes, identity, start).map(Some).map_err(|what| refused(format!("{what}; {help}")))
+}
+
+/// Keeps a state where the user wants that.
+fn keep(state: &State, identity: &[u8; 32], cx: &mut Cx<'_>) -> Result<(), PassError> {
+    let Some(store) = cx.checkpoint() else { return Ok(()) };
+    let saved = store.save(&state.to_bytes(identity));
+    Ok(saved.map_err(|what| OracleError::Environment(format!("--checkpoint: {what}")))?)
 }
 
 /// A parameter as it stands in the model.
@@ -319,12 +378,9 @@ impl Pass for Distill {
         let found = cx.decide("weights", |cx| {
             let Some(learned) = self.learn(model, &all, cx)? else { return Ok(Vec::new()) };
             cx.note(learned.summary);
-            let recorded =
-                all.iter().zip(learned.trained).enumerate().map(|(place, (parameter, trained))| Recorded {
-                    name: name(model, parameter),
-                    place,
-                    elements: PackedFloats(trained.elements),
-                });
+            let recorded = all.iter().zip(learned.kept).enumerate().map(|(place, (parameter, elements))| {
+                Recorded { name: name(model, parameter), place, elements: PackedFloats(elements) }
+            });
             Ok(recorded.collect::<Vec<_>>())
         })?;
         for Recorded { name: known, place, elements: PackedFloats(elements) } in found {

@@ -5,6 +5,7 @@ mod augment;
 mod distill;
 mod pool;
 mod school;
+mod state;
 
 pub use augment::Augmentation;
 pub use distill::{Distill, Loss};

@@ -23,8 +23,8 @@ pub(super) struct Pool {
     /// None of those to learn from.
     pub(super) held: Vec<Batch>,
     /// Order of the samples to learn from, from `next` on still to come.
-    order: Vec<usize>,
-    next: usize,
+    pub(super) order: Vec<usize>,
+    pub(super) next: usize,
 }
 
 /// Names and shapes of what a sample feeds.

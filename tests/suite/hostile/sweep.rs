@@ -182,6 +182,7 @@ fn treat(model: &Model) -> Result<(), String> {
             calibration: None,
             statistics: None,
             teacher: None,
+            checkpoint: None,
             seed: 0,
             progress: &optix_pipeline::NoProgress,
             deployment: None,
