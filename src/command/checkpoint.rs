@@ -1,11 +1,13 @@
 //! `--checkpoint`: the state of training, kept on the way.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use optix_base::{OutFile, escape_for_terminal};
+use optix_base::escape_for_terminal;
 use optix_pipeline::CheckpointStore;
+
+use crate::report;
 
 /// Bytes that a checkpoint may have: that of a model of 10 GiB has four times as many.
 const MOST: u64 = 1 << 36;
@@ -36,12 +38,6 @@ impl CheckpointFile {
         }
         Ok(CheckpointFile { path })
     }
-
-    fn write(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        let mut file = OutFile::create(&self.path)?;
-        file.write_all(bytes).with_context(|| format!("cannot write {}", self.path.display()))?;
-        Ok(file.commit()?)
-    }
 }
 
 impl CheckpointStore for CheckpointFile {
@@ -58,6 +54,6 @@ impl CheckpointStore for CheckpointFile {
     }
 
     fn save(&mut self, bytes: &[u8]) -> Result<(), String> {
-        self.write(bytes).map_err(|error| format!("{error:#}"))
+        report::write_file(&self.path, bytes).map_err(|error| format!("{error:#}"))
     }
 }

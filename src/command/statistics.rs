@@ -1,13 +1,13 @@
 //! `--stats`: calibration statistics that outlive a run.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use optix_base::{OutFile, escape_for_terminal};
+use optix_base::escape_for_terminal;
 use optix_pipeline::StatisticsStore;
 
-use crate::screen;
+use crate::{report, screen};
 
 /// Bytes that a file of statistics may have: those of the largest models have some ten million.
 const MOST: u64 = 1 << 28;
@@ -86,15 +86,9 @@ impl StatisticsStore for StatisticsFiles {
 
     fn keep(&mut self, bytes: &[u8]) -> Result<(), String> {
         if let Some(path) = &self.make {
-            write(path, bytes).map_err(|error| format!("{error:#}"))?;
+            report::write_file(path, bytes).map_err(|error| format!("{error:#}"))?;
             self.is_made = true;
         }
         Ok(())
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let mut file = OutFile::create(path)?;
-    file.write_all(bytes).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(file.commit()?)
 }

@@ -62,10 +62,10 @@ pub fn write_text(path: &Path, render: impl FnOnce(Kind) -> anyhow::Result<Strin
     write_file(path, &render(kind(path)?)?)
 }
 
-/// Writes a text file; it appears whole or not at all.
-pub fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+/// Writes a file; it appears whole or not at all.
+pub fn write_file(path: &Path, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
     use std::io::Write;
     let mut file = OutFile::create(path)?;
-    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    file.write_all(bytes.as_ref()).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(file.commit()?)
 }

@@ -1,6 +1,10 @@
 //! What is made small, as nodes behind a model.
 
-use optix_ir::{DType, Dim, Model, Node, Position, Tensor, Type, ValueId};
+use std::collections::BTreeSet;
+
+use optix_ir::{Model, Node, ValueId};
+
+use crate::gradient::back::Back;
 
 /// How far two values are apart.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,94 +37,69 @@ pub struct Term {
 /// Least probability that a logarithm is taken of.
 const LEAST: f32 = 1e-7;
 
-/// Adds nodes at the end of the main graph; all values of `terms` have fixed shapes.
-struct Ends<'m> {
-    model: &'m mut Model,
+/// The sum over everything.
+fn total(back: &mut Back<'_>, value: ValueId, rank: usize) -> ValueId {
+    let axes = back.integers(&(0..rank).collect::<Vec<_>>());
+    back.push(Node::new("ReduceSum", [value, axes]).with("keepdims", 0), &[])
 }
 
-impl Ends<'_> {
-    fn push(&mut self, node: Node, shape: &[usize]) -> ValueId {
-        let main = self.model.main();
-        let (_, value) = self.model.add_node(main, Position::End, node, "loss");
-        self.model.value_mut(value).ty =
-            Some(Type::tensor(DType::F32, shape.iter().map(|&size| Dim::Fixed(size))));
-        value
-    }
+/// Sum of `p (log p - log q)`.
+fn divergence(back: &mut Back<'_>, p: ValueId, log_p: ValueId, log_q: ValueId, rank: usize) -> ValueId {
+    let difference = back.sub(log_p, log_q);
+    let each = back.mul(p, difference);
+    total(back, each, rank)
+}
 
-    fn number(&mut self, number: f32) -> ValueId {
-        let main = self.model.main();
-        self.model.add_constant(main, "loss", Tensor::scalar(number))
-    }
-
-    /// The sum over everything.
-    fn total(&mut self, value: ValueId, rank: usize) -> ValueId {
-        let axes: Vec<i64> = (0..rank as i64).collect();
-        let main = self.model.main();
-        let axes = self.model.add_constant(main, "loss", Tensor::from_i64s(&axes));
-        self.push(Node::new("ReduceSum", [value, axes]).with("keepdims", 0), &[])
-    }
-
-    /// Sum of `p (log p - log q)`.
-    fn divergence(&mut self, p: ValueId, log_p: ValueId, log_q: ValueId, shape: &[usize]) -> ValueId {
-        let difference = self.push(Node::new("Sub", [log_p, log_q]), shape);
-        let each = self.push(Node::new("Mul", [p, difference]), shape);
-        self.total(each, shape.len())
-    }
-
-    fn term(&mut self, term: &Term, shape: &[usize]) -> ValueId {
-        let rows = shape.split_last().map_or(1, |(_, front)| front.iter().product::<usize>()).max(1);
-        match term.distance {
-            Distance::Logits { temperature } => {
-                let by = self.number(1.0 / temperature);
-                let [teacher, student] = [term.teacher, term.student].map(|value| {
-                    let scaled = self.push(Node::new("Mul", [value, by]), shape);
-                    self.push(Node::new("LogSoftmax", [scaled]).with("axis", -1), shape)
-                });
-                let p = self.push(Node::new("Exp", [teacher]), shape);
-                let sum = self.divergence(p, teacher, student, shape);
-                let factor = self.number(temperature * temperature / rows as f32);
-                self.push(Node::new("Mul", [sum, factor]), &[])
-            }
-            Distance::Probabilities => {
-                let least = self.number(LEAST);
-                let [teacher, student] = [term.teacher, term.student].map(|value| {
-                    let above = self.push(Node::new("Max", [value, least]), shape);
-                    self.push(Node::new("Log", [above]), shape)
-                });
-                let sum = self.divergence(term.teacher, teacher, student, shape);
-                let factor = self.number(1.0 / rows as f32);
-                self.push(Node::new("Mul", [sum, factor]), &[])
-            }
-            Distance::Squares => {
-                let difference = self.push(Node::new("Sub", [term.student, term.teacher]), shape);
-                let [noise, signal] = [difference, term.teacher].map(|value| {
-                    let square = self.push(Node::new("Mul", [value, value]), shape);
-                    self.total(square, shape.len())
-                });
-                let least = self.number(1e-12);
-                let signal = self.push(Node::new("Max", [signal, least]), &[]);
-                self.push(Node::new("Div", [noise, signal]), &[])
-            }
+/// A term, one number, of values of this shape.
+fn of_term(back: &mut Back<'_>, term: &Term, shape: &[usize]) -> ValueId {
+    let rows = shape.split_last().map_or(1, |(_, front)| front.iter().product::<usize>()).max(1);
+    let rank = shape.len();
+    match term.distance {
+        Distance::Logits { temperature } => {
+            let [teacher, student] = [term.teacher, term.student].map(|value| {
+                let scaled = back.times(value, 1.0 / temperature);
+                back.push(Node::new("LogSoftmax", [scaled]).with("axis", -1), shape)
+            });
+            let p = back.unary("Exp", teacher);
+            let sum = divergence(back, p, teacher, student, rank);
+            back.times(sum, temperature * temperature / rows as f32)
+        }
+        Distance::Probabilities => {
+            let least = back.number(LEAST);
+            let [teacher, student] = [term.teacher, term.student].map(|value| {
+                let above = back.binary("Max", value, least);
+                back.unary("Log", above)
+            });
+            let sum = divergence(back, term.teacher, teacher, student, rank);
+            back.times(sum, 1.0 / rows as f32)
+        }
+        Distance::Squares => {
+            let difference = back.sub(term.student, term.teacher);
+            let [noise, signal] = [difference, term.teacher].map(|value| {
+                let square = back.mul(value, value);
+                total(back, square, rank)
+            });
+            let least = back.number(1e-12);
+            let signal = back.binary("Max", signal, least);
+            back.div(noise, signal)
         }
     }
 }
 
 /// Adds the weighted sum of the terms, one number; `None` when a value has no fixed shape or the two of a term differ.
 pub fn add(model: &mut Model, terms: &[Term]) -> Option<ValueId> {
+    let mut back = Back::new(model, BTreeSet::new());
     let mut sum: Option<ValueId> = None;
     for term in terms {
-        let shape = |value: ValueId| model.value(value).ty.as_ref().and_then(Type::fixed_shape);
-        let (shape, other) = (shape(term.student)?, shape(term.teacher)?);
+        let (shape, other) = (back.shape(term.student).ok()?, back.shape(term.teacher).ok()?);
         if shape != other {
             return None;
         }
-        let mut ends = Ends { model };
-        let value = ends.term(term, &shape);
-        let weight = ends.number(term.weight);
-        let value = ends.push(Node::new("Mul", [value, weight]), &[]);
+        let value = of_term(&mut back, term, &shape);
+        let value = back.times(value, term.weight);
         sum = Some(match sum {
             None => value,
-            Some(before) => ends.push(Node::new("Add", [before, value]), &[]),
+            Some(before) => back.add(before, value),
         });
     }
     sum

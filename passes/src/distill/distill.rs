@@ -177,7 +177,9 @@ impl Distill {
         let mut pool = Pool::read(model, cx)?;
         let count = self.batch_size.min(pool.train.len());
         let places = pairs.iter().map(|&(place, _)| place);
-        let mut teacher = Teacher::new(teacher_model, places, &pool.train[0], pool.train.len(), cx)?;
+        // Samples held out have the numbers behind those to learn from.
+        let held = pool.train.len();
+        let mut teacher = Teacher::new(teacher_model, places, &pool.train[0], held + pool.held.len(), cx)?;
         let class = |count: usize, teacher: &mut Teacher, cx: &mut Cx<'_>| -> Result<Class, PassError> {
             let samples: Vec<_> = pool.train.iter().cycle().take(count).collect();
             let given = teacher.asked(&together(&samples))?;
@@ -193,7 +195,7 @@ impl Distill {
             return Err(PassError::Options("no gradient reaches any weight".to_owned()));
         }
         let trained: Vec<Trained> = parameters.iter().map(|one| started(model, one)).collect();
-        let first = at_exam.loss(&pool.held, &mut teacher, &trained)?;
+        let first = at_exam.loss(&pool.held, held, &mut teacher, &trained)?;
         if !first.is_finite() {
             return Err(PassError::Options(
                 "the loss is not finite before the first step: outputs hold NaN or infinities".to_owned(),
@@ -258,7 +260,7 @@ impl Distill {
             }
             now.step += 1;
             if now.step.is_multiple_of(each) || now.step == self.steps {
-                let loss = at_exam.loss(&pool.held, &mut teacher, &now.trained)?;
+                let loss = at_exam.loss(&pool.held, held, &mut teacher, &now.trained)?;
                 now.since += 1;
                 if loss < now.best {
                     (now.best, now.best_step, now.since) = (loss, now.step, 0);

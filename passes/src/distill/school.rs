@@ -105,7 +105,7 @@ impl Teacher {
         Ok(self.prepared.run(&fed, &self.outputs).map_err(of_teacher)?)
     }
 
-    /// What it gives for samples of the pool, by their numbers: asked once.
+    /// What it gives for samples of the pool as they are, by their numbers: asked once.
     pub(super) fn remembered(
         &mut self,
         numbers: &[usize],
@@ -255,17 +255,20 @@ impl Class {
         Ok((found[0].single().unwrap_or(f64::NAN), gradients))
     }
 
-    /// The mean loss over samples, as many as fill whole batches.
+    /// The mean loss over samples, as many as fill whole batches; the teacher knows them by numbers from `first` on.
     pub(super) fn loss(
         &mut self,
         samples: &[Batch],
+        first: usize,
         teacher: &mut Teacher,
         trained: &[Trained],
     ) -> Result<f64, PassError> {
         let (mut sum, mut batches) = (0.0, 0usize);
         for batch in samples.chunks_exact(self.count) {
+            let start = first + batches * self.count;
+            let numbers: Vec<usize> = (start..start + self.count).collect();
             let feeds = together(&batch.iter().collect::<Vec<_>>());
-            let given = teacher.asked(&feeds)?;
+            let given = teacher.remembered(&numbers, &feeds)?;
             let fed = self.fed(&feeds, given, trained);
             let found = self.prepared.run(&fed, &[self.student.loss])?;
             sum += found[0].single().unwrap_or(f64::NAN);

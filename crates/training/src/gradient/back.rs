@@ -139,10 +139,15 @@ impl<'m> Back<'m> {
         self.constant(Tensor::scalar(number))
     }
 
-    fn binary(&mut self, op_type: &str, a: ValueId, b: ValueId) -> ValueId {
+    /// A function of two elements, which broadcast.
+    pub(crate) fn binary(&mut self, op_type: &str, a: ValueId, b: ValueId) -> ValueId {
+        self.of_two(Node::new(op_type, [a, b]), a, b)
+    }
+
+    fn of_two(&mut self, node: Node, a: ValueId, b: ValueId) -> ValueId {
         let shape = |value| self.shape(value).unwrap_or_default();
         let shape = broadcast(&shape(a), &shape(b));
-        self.push(Node::new(op_type, [a, b]), &shape)
+        self.push(node, &shape)
     }
 
     pub(crate) fn add(&mut self, a: ValueId, b: ValueId) -> ValueId {
@@ -179,19 +184,17 @@ impl<'m> Back<'m> {
 
     /// `a` where `value` is above 0, else 0.
     pub(crate) fn where_positive(&mut self, a: ValueId, value: ValueId) -> ValueId {
-        self.masked("WherePositive", &[a, value])
+        self.masked("WherePositive", a, value)
     }
 
     /// `a` where two values are equal, else 0.
     pub(crate) fn where_equal(&mut self, a: ValueId, x: ValueId, y: ValueId) -> ValueId {
         let difference = self.sub(x, y);
-        self.masked("WhereZero", &[a, difference])
+        self.masked("WhereZero", a, difference)
     }
 
-    fn masked(&mut self, op_type: &str, inputs: &[ValueId]) -> ValueId {
-        let shape = |value: &ValueId| self.shape(*value).unwrap_or_default();
-        let shape = inputs.iter().map(shape).reduce(|a, b| broadcast(&a, &b)).unwrap_or_default();
-        self.push(Node::new(op_type, inputs.iter().copied()).in_domain(DOMAIN), &shape)
+    fn masked(&mut self, op_type: &str, a: ValueId, value: ValueId) -> ValueId {
+        self.of_two(Node::new(op_type, [a, value]).in_domain(DOMAIN), a, value)
     }
 
     /// Sums over axes, in ascending order, which stay with size 1: one run of neighbours after the other, the last one

@@ -8,7 +8,7 @@
 //! - `MaxPoolGrad (x, dy)`, with the attributes of MaxPool: results go to the first greatest place of their window.
 //! - `WherePositive (a, x)` and `WhereZero (a, x)`: `a` where `x > 0` or `x = 0`, else 0; they broadcast.
 
-mod back;
+pub(crate) mod back;
 mod elementwise;
 mod layout;
 mod normalization;
