@@ -5,6 +5,7 @@
 mod distill;
 mod profile;
 mod prune;
+mod quantize;
 
 use std::path::PathBuf;
 
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use distill::{Distill, DistillChange, DistillLoss};
 pub use profile::{Load, Profile};
 pub use prune::{Prune, PruneMethod};
+pub use quantize::Quantize;
 
 /// Makes trained models smaller and faster, and proves what that cost.
 #[derive(Debug, Parser)]
@@ -283,47 +285,7 @@ pub enum Command {
         debugging: Debugging,
     },
     /// Quantize a model to 8 bits, or its weights alone to 8, 4 or 2.
-    Quantize {
-        /// ONNX file.
-        model: PathBuf,
-        /// Static needs calibration data (`--calib`); dynamic works out ranges while the model runs; weight-only
-        /// leaves activations float. [default: weight-only with --bits or --block-size, else static with --calib
-        /// or --stats, dynamic without]
-        #[arg(long, value_enum)]
-        method: Option<Method>,
-        /// One scale for each output channel of the weights.
-        #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
-        per_channel: Option<bool>,
-        /// How ranges of activations are chosen: auto, min-max, moving-average, mean-extremes, percentile,
-        /// entropy or mse (docs/quantization.md). [default: auto]
-        #[arg(long, value_name = "NAME")]
-        observer: Option<String>,
-        /// The engine that the model is meant for: a name that `optix targets` lists, or the file of a profile
-        /// (docs/targets.md). [default: ort-cpu]
-        #[arg(long, value_name = "NAME|FILE.toml")]
-        target: Option<String>,
-        /// Type of activations: uint8, int8, uint16, int16, float8e4m3fn or float8e5m2. [default: the target's]
-        #[arg(long, value_name = "TYPE")]
-        activation_type: Option<String>,
-        /// Bits of a weight, for weight-only. [default: 4]
-        #[arg(long, value_name = "8|4|2")]
-        bits: Option<u32>,
-        /// Weights that share a scale, for weight-only: a power of two from 16 on, 0 for all of an output.
-        #[arg(long, value_name = "N")]
-        block_size: Option<usize>,
-        /// Leave nodes of this name alone, `*` for any run of characters; may be repeated.
-        #[arg(long, value_name = "NAME")]
-        exclude: Vec<String>,
-        /// Set an option of a step; may be repeated.
-        #[arg(long, value_name = "STEP.OPTION=VALUE")]
-        set: Vec<String>,
-        #[command(flatten)]
-        output: Output,
-        #[command(flatten)]
-        data: Data,
-        #[command(flatten)]
-        debugging: Debugging,
-    },
+    Quantize(Quantize),
     /// Quantize a model with as much done against the loss as it takes: recipes in order of price until accuracy
     /// holds.
     QuantizeAuto {

@@ -6,6 +6,7 @@
 
 pub mod clean;
 mod cut;
+mod decided;
 pub mod distill;
 mod evenly;
 mod judge;
@@ -35,6 +36,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<prune::PruneSparsegpt>(),
     PassSpec::of::<prune::PruneChannels>(),
     PassSpec::of::<prune::PruneLayers>(),
+    PassSpec::of::<prune::Factorize>(),
     PassSpec::of::<distill::Distill>(),
     PassSpec::of::<quantize::EqualizeLayers>(),
     PassSpec::of::<quantize::SmoothActivations>(),
@@ -42,6 +44,7 @@ pub static PASSES: &[PassSpec] = &[
     PassSpec::of::<quantize::QuantizeDynamic>(),
     PassSpec::of::<quantize::CompressWeights>(),
     PassSpec::of::<quantize::LearnRounding>(),
+    PassSpec::of::<distill::DistillQuantized>(),
     PassSpec::of::<quantize::CertifyOverflow>(),
     PassSpec::of::<precision::ConvertPrecision>(),
     PassSpec::of::<quantize::QuantizeWeights>(),

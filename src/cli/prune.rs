@@ -19,6 +19,8 @@ pub enum PruneMethod {
     Channels,
     /// Whole blocks beside residual connections are taken out.
     Layers,
+    /// Layers become two smaller ones, one behind the other.
+    LowRank,
 }
 
 #[derive(Debug, Args)]
@@ -36,8 +38,8 @@ pub struct Prune {
     /// output channels by C inputs, not with sparsegpt). [default: unstructured]
     #[arg(long, value_name = "PATTERN")]
     pub pattern: Option<String>,
-    /// Take channels out (with --method layers blocks) until this share of the layers' multiplications and additions is
-    /// left, above 0 and up to 1. [default with --method channels: 0.5]
+    /// Take channels out (with --method layers blocks, with low-rank lower ranks) until this share of the layers'
+    /// multiplications and additions is left, above 0 and up to 1. [default with --method channels: 0.5, low-rank: 0.7]
     #[arg(long, value_name = "SHARE")]
     pub flops: Option<f64>,
     /// Take channels out until this share of the numbers in weights is left, above 0 and up to 1.
@@ -46,7 +48,7 @@ pub struct Prune {
     /// Take so many blocks out that lie beside residual connections. [default with --method layers: 1]
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["flops", "parameters"])]
     pub blocks: Option<usize>,
-    /// Leave multiples of so many elements where channels are taken out. [default: 8]
+    /// Leave multiples of so many elements where channels are taken out, or ranks lowered. [default: 8]
     #[arg(long, value_name = "COUNT")]
     pub multiple: Option<usize>,
     /// Whether layers behind what was taken out are fitted to what they gave before, on the calibration data.

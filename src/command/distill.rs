@@ -6,6 +6,7 @@ use optix_pipeline::Override;
 use super::quantize::{list, quoted};
 use super::recipes;
 use super::run::{self, Origin};
+use super::setup;
 use optix::cli::{Distill, Global};
 
 /// The recipe whose steps around pruning are those that training needs.
@@ -27,6 +28,10 @@ pub fn distill(global: &Global, options: &Distill) -> anyhow::Result<()> {
              model with the same inputs and outputs)"
         );
     }
+    // Integers behind dequantizers are trained with their rounding.
+    let loaded = setup::load(global, &options.model)?.model;
+    let is_quantized = loaded.walk().any(|id| loaded.node(id).is("DequantizeLinear"));
+    let step = if is_quantized { "distill-quantized" } else { "distill" };
     let number = |value: Option<f64>| value.map(|value| format!("{value:?}"));
     let changes: Vec<String> = options.augment.iter().map(|&change| word(change)).collect();
     let given = [
@@ -42,13 +47,14 @@ pub fn distill(global: &Global, options: &Distill) -> anyhow::Result<()> {
     let overrides: Vec<Override> = given
         .into_iter()
         .filter_map(|(option, value)| {
-            Some(Override { step: "distill".into(), option: option.into(), value: value? })
+            Some(Override { step: step.into(), option: option.into(), value: value? })
         })
         .collect();
     let text = recipes::find(RECIPE).unwrap_or_default().replace(PRUNING, "");
+    let text = text.replace("\npass = \"distill\"\n", &format!("\npass = \"{step}\"\n"));
     // The first line is about the built-in recipe.
     let text = text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned());
-    let origin = Origin { text, name: "recipe of `distill`".to_owned(), directory: None, file: None };
+    let origin = Origin::text(text, "recipe of `distill`".to_owned());
     let Distill { model, set, output, data, debugging, .. } = options;
     run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
 }

@@ -42,33 +42,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Run { recipe, model, set, output, data, debugging } => {
             run::run(global, recipe, model, set, output, data, debugging)
         }
-        Command::Quantize {
-            model,
-            method,
-            per_channel,
-            observer,
-            target,
-            activation_type,
-            bits,
-            block_size,
-            exclude,
-            set,
-            output,
-            data,
-            debugging,
-        } => {
-            let options = quantize::Options {
-                method: *method,
-                per_channel: *per_channel,
-                observer: observer.as_deref(),
-                target: target.as_deref(),
-                activation_type: activation_type.as_deref(),
-                bits: *bits,
-                block_size: *block_size,
-                exclude,
-            };
-            quantize::quantize(global, model, &options, set, output, data, debugging)
-        }
+        Command::Quantize(options) => quantize::quantize(global, options),
         Command::QuantizeAuto { model, max_drop, tune, tune_samples, exclude, output, data, debugging } => {
             let options = quantize_auto::Options {
                 max_drop: *max_drop,

@@ -50,6 +50,6 @@ pub fn precision(
         })
         .collect();
     let text = recipes::find("f16").unwrap_or_default();
-    let origin = Origin { text: text.to_owned(), name: "recipe f16".to_owned(), directory: None, file: None };
+    let origin = Origin::text(text.to_owned(), "recipe f16".to_owned());
     run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
 }

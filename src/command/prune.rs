@@ -25,6 +25,7 @@ pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
         PruneMethod::Sparsegpt => "prune-sparsegpt",
         PruneMethod::Channels => "prune-channels",
         PruneMethod::Layers => "prune-layers",
+        PruneMethod::LowRank => "factorize",
     };
     let number = |share: Option<f64>| share.map(|value| format!("{value:?}"));
     let given = [
@@ -51,7 +52,7 @@ pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
     };
     // The first line is about the built-in recipe.
     let text = text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned());
-    let origin = Origin { text, name: format!("recipe of `prune` ({step})"), directory: None, file: None };
+    let origin = Origin::text(text, format!("recipe of `prune` ({step})"));
     let Prune { model, set, output, data, debugging, .. } = options;
     run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
 }

@@ -1,38 +1,18 @@
 //! `optix quantize`: a recipe made from flags.
 
-use std::path::Path;
-
-use optix_passes::quantize::ActivationType;
+use anyhow::bail;
 use optix_passes::quantize::target::TargetChoice;
+use optix_passes::quantize::{ActivationType, WeightType};
 use optix_pipeline::Override;
 
 use super::recipes;
 use super::run::{self, Origin};
 use super::targets;
-use optix::cli::{Data, Debugging, Global, Method, Output};
-
-/// Flags of the command that become options of its quantizing step.
-pub struct Options<'a> {
-    pub method: Option<Method>,
-    pub per_channel: Option<bool>,
-    pub observer: Option<&'a str>,
-    pub target: Option<&'a str>,
-    pub activation_type: Option<&'a str>,
-    pub bits: Option<u32>,
-    pub block_size: Option<usize>,
-    pub exclude: &'a [String],
-}
+use optix::cli::{Global, Method, Quantize};
 
 /// Quantizes a model.
-pub fn quantize(
-    global: &Global,
-    model: &Path,
-    options: &Options<'_>,
-    set: &[String],
-    output: &Output,
-    data: &Data,
-    debugging: &Debugging,
-) -> anyhow::Result<()> {
+pub fn quantize(global: &Global, options: &Quantize) -> anyhow::Result<()> {
+    let Quantize { model, set, output, data, debugging, .. } = options;
     let is_calibrated = data.calib.is_some() || !data.stats.is_empty();
     let method = options.method.unwrap_or(match (options.bits, options.block_size) {
         (None, None) if is_calibrated => Method::Static,
@@ -45,15 +25,18 @@ pub fn quantize(
         Method::WeightOnly if options.bits == Some(8) => ("weight-only-int8", "quantize-weights"),
         Method::WeightOnly => ("weight-only-int4", "quantize-weights"),
     };
-    let target = options.target.map(targets::value).transpose()?;
+    let is_static = method == Method::Static;
+    let small = small_weights(options, method)?;
+    let target = options.target.as_deref().map(targets::value).transpose()?;
     let given = [
         ("target", target.as_ref().map(|(_, value)| value.clone())),
         ("per-channel", options.per_channel.map(|value| value.to_string())),
-        ("observer", options.observer.map(quoted)),
-        ("activation-type", options.activation_type.map(quoted)),
-        ("bits", options.bits.map(|value| value.to_string())),
+        ("observer", options.observer.as_deref().map(quoted)),
+        ("activation-type", options.activation_type.as_deref().map(quoted)),
+        ("bits", options.bits.filter(|_| !is_static).map(|value| value.to_string())),
+        ("weight-type", small.then(|| quoted("int4"))),
         ("block-size", options.block_size.map(|value| value.to_string())),
-        ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(options.exclude)))),
+        ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(&options.exclude)))),
     ];
     let mut overrides: Vec<Override> = given
         .into_iter()
@@ -71,18 +54,43 @@ pub fn quantize(
             Some((target, _)) => target,
             None => TargetChoice::default().resolve().map_err(anyhow::Error::msg)?,
         };
-        let asked = options.activation_type.and_then(ActivationType::named);
+        let asked = options.activation_type.as_deref().and_then(ActivationType::named);
         let asked = asked.unwrap_or(target.default_activations());
         let least = target.runs(asked).map_or(0, |runs| asked.least_operator_set(runs));
+        let least = if small { least.max(WeightType::LEAST_OF_INT4) } else { least };
         if least > 13 {
             let (step, option) = ("convert-opset".to_owned(), "version".to_owned());
             overrides.push(Override { step, option, value: least.to_string() });
         }
     }
     let text = recipes::find(recipe).unwrap_or_default();
-    let origin =
-        Origin { text: text.to_owned(), name: format!("recipe {recipe}"), directory: None, file: None };
+    let text = options.distill_steps.map_or_else(|| text.to_owned(), |steps| learning(text, steps));
+    let origin = Origin::text(text, format!("recipe {recipe}"));
     run::run_recipe(global, origin, overrides, model, set, output, data, debugging)
+}
+
+/// Whether weights get four bits beside integer activations.
+fn small_weights(options: &Quantize, method: Method) -> anyhow::Result<bool> {
+    if options.distill_steps.is_some() && method != Method::Static {
+        bail!(
+            "--distill-steps trains activations in integers too: it goes with `--method static` and `--calib`"
+        );
+    }
+    match (method, options.bits) {
+        (Method::Static, Some(4)) => Ok(true),
+        (Method::Static, Some(bits)) if bits != 8 => {
+            bail!(
+                "--bits {bits}: weights beside integer activations have 8 or 4; `--method weight-only` has 2 too"
+            )
+        }
+        _ => Ok(false),
+    }
+}
+
+/// A recipe whose quantized model is trained against the model that came in before its constants are merged.
+fn learning(text: &str, steps: u64) -> String {
+    let last = "[[step]]\npass = \"merge-initializers\"\n";
+    text.replace(last, &format!("[[step]]\npass = \"distill-quantized\"\nsteps = {steps}\n\n{last}"))
 }
 
 /// A string as a TOML value.

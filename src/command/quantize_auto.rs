@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use optix_base::{CancelToken, OutFile, escape_for_terminal};
-use optix_data::Dataset;
+use optix_data::{Dataset, Digest};
 use optix_io::{Loaded, SaveOptions};
 use optix_passes::PASSES;
 use optix_pipeline::auto::{self, Search, Trial};
@@ -16,7 +16,7 @@ use optix_pipeline::{Deployment, Override, PassError, Recipe, Resources};
 
 use super::ceiling::Ceiling;
 use super::quantize::list;
-use super::run::{self, Origin};
+use super::run::{self, Done, Origin};
 use super::setup::{self, CalibrationData};
 use super::{evaluation, recipes};
 use crate::exit::Missed;
@@ -94,6 +94,7 @@ struct Bench<'a> {
     tune: &'a Dataset,
     deploy: Option<&'a str>,
     ceiling: Option<Ceiling>,
+    verify_each: bool,
     /// Of the original.
     bytes: u64,
     cancel: &'a CancelToken,
@@ -115,9 +116,18 @@ fn does_not_suit(error: &RunError) -> bool {
     )
 }
 
+/// What a candidate made.
+struct Made {
+    prepared: optix_io::Prepared,
+    done: Done,
+    /// What it calibrated on.
+    digest: Option<Digest>,
+}
+
 impl Bench<'_> {
     /// Runs a candidate and measures what it loses; nothing where it does not suit the model.
-    fn attempt(&self, candidate: &Candidate) -> anyhow::Result<Option<(Trial, optix_io::Prepared)>> {
+    fn attempt(&self, candidate: &Candidate) -> anyhow::Result<Option<(Trial, Made)>> {
+        self.calibration.into_iter().for_each(CalibrationData::forget);
         let started = Instant::now();
         let mut oracle = setup::engine(self.global)?;
         let is_static = candidate.recipe.steps.iter().any(|step| step.spec.name == "quantize-static");
@@ -136,17 +146,20 @@ impl Bench<'_> {
             cancel: self.cancel.clone(),
         };
         let limits = setup::limits(self.global)?;
-        let options = RunOptions { limits, command: run::command_line(), ..RunOptions::default() };
+        let (verify_each, command) = (self.verify_each, run::command_line());
+        let options = RunOptions { verify_each, limits, command, ..RunOptions::default() };
         let done = runner::run(&candidate.recipe, &mut model, &mut resources, &options, &mut |_, _| {});
         bars.finish();
-        match done {
-            Ok(_) => {}
+        let engine = resources.oracle.describe();
+        let digest = self.calibration.and_then(CalibrationData::digest);
+        let steps = match done {
+            Ok(steps) => steps,
             Err(error) if does_not_suit(&error) => {
                 self.say(&format!("{}: does not suit the model: {error}", candidate.name));
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
-        }
+        };
         let evaluated = evaluation::evaluate(
             self.global,
             &oracle,
@@ -176,7 +189,9 @@ impl Bench<'_> {
         let prepared = optix_io::prepare(&model, self.target, self.save)?;
         let bytes = prepared.stats().bytes;
         let seconds = started.elapsed().as_secs_f64();
-        Ok(Some((Trial { name: candidate.name.to_owned(), drop, bytes, seconds }, prepared)))
+        let done = Done { model, steps, engine, calibration: None };
+        let trial = Trial { name: candidate.name.to_owned(), drop, bytes, seconds };
+        Ok(Some((trial, Made { prepared, done, digest })))
     }
 
     fn say(&self, text: &str) {
@@ -252,9 +267,11 @@ pub fn quantize_auto(
         tune: &tune,
         deploy: output.deploy.as_deref(),
         ceiling,
+        verify_each: debugging.verify_each,
         bytes,
         cancel: &cancel,
     };
+    let mut best = None;
     let found = auto::search(
         &candidates,
         options.max_drop,
@@ -267,8 +284,9 @@ pub fn quantize_auto(
             Ok::<_, anyhow::Error>(tried)
         },
         // The best is on disk from here on, whatever becomes of the search.
-        &mut |candidate, _, prepared| {
+        &mut |candidate, _, Made { prepared, done, digest }| {
             prepared.commit()?;
+            best = Some((done, digest));
             write_recipe(&candidate.recipe, &recipe_file)
         },
     )?;
@@ -278,7 +296,18 @@ pub fn quantize_auto(
     let chosen = candidates.iter().find(|candidate| candidate.name == chosen.name);
     let text = chosen.map(|candidate| candidate.recipe.to_toml()).unwrap_or_default();
     let name = escape_for_terminal(&recipe_file.to_string_lossy()).into_owned();
-    let origin = Origin { text, name, directory: None, file: None };
+    // Its steps need not run again, unless something of them is to be seen or kept.
+    let is_watched = !data.stats.is_empty()
+        || debugging.check
+        || debugging.print_after.is_some()
+        || debugging.dump_dir.is_some()
+        || debugging.stop_after_patch.is_some();
+    let best = best.filter(|_| !is_watched);
+    let done = best.map(|(done, digest)| Done {
+        calibration: calibration.map(|calibration| calibration.having_read(digest)),
+        ..done
+    });
+    let origin = Origin { done, ..Origin::text(text, name) };
     run::run_recipe(global, origin, Vec::new(), model_path, &[], output, data, debugging)?;
     conclude(global, &found, options.max_drop, &recipe_file)
 }

@@ -13,6 +13,8 @@ pub const RECIPES: &[(&str, &str)] = &[
     ("dynamic-transformer", include_str!("../../recipes/dynamic-transformer.toml")),
     ("int8-weights", include_str!("../../recipes/int8-weights.toml")),
     ("2-4-sparse", include_str!("../../recipes/2-4-sparse.toml")),
+    ("low-rank", include_str!("../../recipes/low-rank.toml")),
+    ("qat-4bit", include_str!("../../recipes/qat-4bit.toml")),
     ("prune-then-distill", include_str!("../../recipes/prune-then-distill.toml")),
     ("f16", include_str!("../../recipes/f16.toml")),
     ("bf16-weights", include_str!("../../recipes/bf16-weights.toml")),

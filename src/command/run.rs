@@ -7,9 +7,10 @@ use anyhow::bail;
 use optix_base::{OutFile, escape_for_terminal};
 use optix_data::Dataset;
 use optix_io::{Format, Loaded};
+use optix_ir::Model;
 use optix_passes::PASSES;
 use optix_pipeline::check::OpsEvaluator;
-use optix_pipeline::report::{DataFacts, MemoryFacts, ModelFacts, Overlap, Report, SCHEMA};
+use optix_pipeline::report::{DataFacts, MemoryFacts, ModelFacts, Overlap, Report, SCHEMA, StepReport};
 use optix_pipeline::runner::{self, RunOptions};
 use optix_pipeline::{
     CheckpointStore, Deployment, Layer, Override, Recipe, Requirements, Resources, StatisticsStore,
@@ -34,6 +35,25 @@ pub struct Origin {
     pub directory: Option<PathBuf>,
     /// The file itself; none for built-in ones.
     pub file: Option<PathBuf>,
+    /// What its steps came to, where they have been run already.
+    pub done: Option<Done>,
+}
+
+impl Origin {
+    /// Text that is no file.
+    pub fn text(text: String, name: String) -> Origin {
+        Origin { text, name, directory: None, file: None, done: None }
+    }
+}
+
+/// Steps that have been run.
+pub struct Done {
+    pub model: Model,
+    pub steps: Vec<StepReport>,
+    /// What they ran on.
+    pub engine: String,
+    /// What they calibrated on.
+    pub calibration: Option<CalibrationData>,
 }
 
 fn origin(recipe: &str) -> anyhow::Result<Origin> {
@@ -42,7 +62,7 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
     if !is_path {
         if let Some(text) = recipes::find(recipe) {
             let name = format!("recipe {recipe}");
-            return Ok(Origin { text: text.to_owned(), name, directory: None, file: None });
+            return Ok(Origin::text(text.to_owned(), name));
         }
         if !path.exists() {
             let hint = optix_pipeline::did_you_mean(recipe, recipes::RECIPES.iter().map(|(name, _)| *name));
@@ -55,7 +75,8 @@ fn origin(recipe: &str) -> anyhow::Result<Origin> {
     let bytes = setup::read_whole(path, "recipe", optix_pipeline::MAX_RECIPE_BYTES as u64)?;
     let text = String::from_utf8(bytes)
         .map_err(|_| anyhow::anyhow!("recipe {name}: it is not UTF-8 text; save it as UTF-8"))?;
-    Ok(Origin { text, name, directory: path.parent().map(Path::to_owned), file: Some(path.to_owned()) })
+    let directory = path.parent().map(Path::to_owned);
+    Ok(Origin { directory, file: Some(path.to_owned()), ..Origin::text(text, name) })
 }
 
 /// Runs a recipe by name or path.
@@ -122,7 +143,7 @@ fn merge_data(recipe: &mut Recipe, origin: &Origin, data: &Data) {
 #[expect(clippy::too_many_arguments, reason = "one for each group of flags")]
 pub fn run_recipe(
     global: &Global,
-    origin: Origin,
+    mut origin: Origin,
     mut overrides: Vec<Override>,
     model_path: &Path,
     set: &[String],
@@ -153,7 +174,10 @@ pub fn run_recipe(
     let save = setup::save_options(&loaded, &target, output.in_place, output.external_data)?;
     check_has_graph(&loaded, &recipe, model_path)?;
     optix_io::check_target(&target, &save)?;
+    let mut done = origin.done.take();
+    let known = done.as_mut().and_then(|done| done.calibration.take());
     let mut calibration = match &recipe.data.calib {
+        _ if known.is_some() => known,
         None => None,
         Some(path) => {
             let dataset = setup::real_dataset(global, path, recipe.data.calib_samples)?;
@@ -189,19 +213,7 @@ pub fn run_recipe(
     inputs.extend(sources.map(|source| source.path()));
     output.report.iter().try_for_each(|path| report::check(path, &inputs))?;
     made.iter().chain(&data.checkpoint).try_for_each(|path| OutFile::check(path, &inputs))?;
-    let unrecorded = recipe.steps.iter().find(|step| !step.pass.is_recorded(calibration.is_some()));
-    let lock_path = match unrecorded {
-        None => lock::path(&target, output.lock),
-        Some(step) => {
-            if !global.quiet {
-                screen::note(&format!(
-                    "note: no lock is written: `{}` decides by data and records nothing yet",
-                    step.id
-                ));
-            }
-            None
-        }
-    };
+    let lock_path = lock::path(&target, output.lock);
     if let Some(path) = &lock_path {
         lock::check_target(path, &inputs)?;
     }
@@ -225,7 +237,10 @@ pub fn run_recipe(
     let bars = screen::Bars::new(global);
     let mut model = loaded.model.clone();
     let cancel = setup::cancel_on_interrupt();
-    let (steps, engine) = {
+    let (steps, engine) = if let Some(done) = done {
+        model = done.model;
+        (done.steps, done.engine)
+    } else {
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: calibration.as_ref().map(|data| data as &dyn optix_pipeline::Calibration),

@@ -264,6 +264,16 @@ impl CalibrationData {
         CalibrationData { dataset, path, batch: BATCH, read: RefCell::default() }
     }
 
+    /// The same data, of which these samples were read.
+    pub fn having_read(self, digest: Option<Digest>) -> CalibrationData {
+        CalibrationData { read: RefCell::new(digest.unwrap_or_default()), ..self }
+    }
+
+    /// Forgets which samples were read.
+    pub fn forget(&self) {
+        *self.read.borrow_mut() = Digest::default();
+    }
+
     /// The samples that were read; none when no pass asked for data.
     pub fn digest(&self) -> Option<Digest> {
         Some(self.read.borrow().clone()).filter(|digest| digest.samples() > 0)

@@ -74,7 +74,8 @@ pub fn is_timed(recipe: &Recipe) -> bool {
         let Ok(target) = choice.resolve() else { return true };
         let asked = step.options.get("activation-type").and_then(toml::Value::as_str);
         let activations = asked.and_then(ActivationType::named).unwrap_or(target.default_activations());
-        target.engine == ENGINE && target.runs(activations) != Some(Runs::Emulated)
+        let is_small = step.options.get("weight-type").and_then(toml::Value::as_str) == Some("int4");
+        target.engine == ENGINE && target.runs(activations) != Some(Runs::Emulated) && !is_small
     })
 }
 

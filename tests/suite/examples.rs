@@ -53,9 +53,11 @@ fn examples_in_manuals_are_true() {
         "prune-sparsegpt",
         "prune-channels",
         "prune-layers",
+        "factorize",
         "distill",
         "quantize-static",
         "learn-rounding",
+        "distill-quantized",
     ];
     assert_eq!(without, known, "{why}");
 }

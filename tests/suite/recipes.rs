@@ -45,7 +45,8 @@ fn built_in_recipes_run() {
     let place = Place::new();
     for (name, text) in built_in() {
         let model = "fixtures/models/fmnist_mobilenet.onnx";
-        let data = if text.contains("quantize-static") || text.contains("prune-") {
+        let data = if text.contains("quantize-static") || text.contains("prune-") || text.contains("distill")
+        {
             "--calib fixtures/data/fmnist-calib.toml --calib-samples 16"
         } else {
             ""
@@ -91,7 +92,7 @@ fn errors_point_to_the_place() {
         ),
         (
             "version = 1\n[[step]]\npass = \"quantize-static\"\nper-chanel = true\n",
-            "my.toml:4:1: pass `quantize-static` has no option `per-chanel`; did you mean `per-channel`? (it has: activation-type, bias-correction, embeddings, exclude, ledger, min-sqnr, observer, only-faster, per-channel, percentile, saturation, target)\n  |\n4 | per-chanel = true\n  | ^",
+            "my.toml:4:1: pass `quantize-static` has no option `per-chanel`; did you mean `per-channel`? (it has: activation-type, bias-correction, clip-weights, embeddings, exclude, ledger, min-sqnr, observer, only-faster, per-channel, percentile, saturation, target, weight-type)\n  |\n4 | per-chanel = true\n  | ^",
         ),
         (
             "version = 1\n[[step]]\npass = \"quantize-static\"\nper-channel = \"yes\"\n",

@@ -91,6 +91,49 @@ pub fn subtract_from_columns(
     );
 }
 
+/// Eigenvalues of a symmetric matrix, the greatest first, and its eigenvectors, one a row in that order; `None` where
+/// it has elements that are not finite. Computed in f64.
+///
+/// # Panics
+/// When the matrix has not `size x size` elements.
+pub fn eigen(matrix: &[f64], size: usize) -> Option<(Vec<f64>, Vec<f64>)> {
+    assert_eq!(matrix.len(), size * size);
+    if matrix.iter().any(|x| !x.is_finite()) {
+        return None;
+    }
+    let found = MatRef::from_row_major_slice(matrix, size, size).self_adjoint_eigen(Side::Lower).ok()?;
+    let (values, vectors) = (found.S().column_vector(), found.U());
+    let last = size.checked_sub(1)?;
+    let all = (0..size).map(|row| values[last - row]).collect();
+    let rows = (0..size).flat_map(|row| (0..size).map(move |place| vectors[(place, last - row)]));
+    Some((all, rows.collect()))
+}
+
+/// The product of two matrices, row by row: `left` has rows of `depth` elements, and so has `right` where it is
+/// `transposed`; otherwise rows of `columns` elements. In blocks of rows, each by one thread.
+///
+/// # Panics
+/// When lengths do not fit.
+pub fn product(left: &[f64], right: &[f64], depth: usize, columns: usize, transposed: bool) -> Vec<f64> {
+    assert_eq!(right.len(), depth * columns);
+    let right = match transposed {
+        true => MatRef::from_row_major_slice(right, columns, depth).transpose(),
+        false => MatRef::from_row_major_slice(right, depth, columns),
+    };
+    let rows = left.len() / depth.max(1);
+    let mut found = vec![0f64; rows * columns];
+    if depth == 0 || columns == 0 {
+        return found;
+    }
+    found.par_chunks_mut(BLOCK * columns).zip(left.par_chunks(BLOCK * depth)).for_each(|(found, left)| {
+        let height = left.len() / depth;
+        let left = MatRef::from_row_major_slice(left, height, depth);
+        let into = MatMut::from_row_major_slice_mut(found, height, columns);
+        matmul(into, Accum::Replace, left, right, 1.0, Par::Seq);
+    });
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,5 +204,25 @@ mod tests {
             }
         }
         subtract_from_columns(&mut found, columns, 5, &errors, &factor);
+    }
+
+    #[test]
+    fn eigenvectors_put_a_matrix_together_again() {
+        let size = 11;
+        let half: Vec<f64> = (0..size * size).map(|at| (at as f64 * 0.37).sin()).collect();
+        let matrix = product(&half, &half, size, size, true);
+        for (at, &element) in matrix.iter().enumerate() {
+            let (row, column) = (at / size, at % size);
+            let sum: f64 = (0..size).map(|k| half[row * size + k] * half[column * size + k]).sum();
+            assert!((element - sum).abs() < 1e-12);
+        }
+        let (values, vectors) = eigen(&matrix, size).expect("it is finite");
+        assert!(values.windows(2).all(|pair| pair[0] >= pair[1]));
+        let scaled: Vec<f64> = vectors.iter().enumerate().map(|(at, x)| x * values[at / size]).collect();
+        let mut turned = vec![0.0; size * size];
+        (0..size * size).for_each(|at| turned[at % size * size + at / size] = vectors[at]);
+        let again = product(&turned, &scaled, size, size, false);
+        assert!(again.iter().zip(&matrix).all(|(a, b)| (a - b).abs() < 1e-9));
+        assert!(eigen(&[f64::NAN], 1).is_none() && product(&[], &[], 0, 0, false).is_empty());
     }
 }

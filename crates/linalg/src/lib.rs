@@ -7,5 +7,5 @@
 mod factor;
 mod moments;
 
-pub use factor::{damped_inverse, inverse, inverse_factor, subtract_from_columns};
+pub use factor::{damped_inverse, eigen, inverse, inverse_factor, product, subtract_from_columns};
 pub use moments::{Gram, Moments, add_products, subtract_product};

@@ -23,13 +23,6 @@ pub trait Pass: Debug + Send + Sync {
     /// What it keeps to. Checked by the runner afterwards.
     fn promises(&self) -> Promises;
 
-    /// Whether all that it finds out from data goes through [`Cx::decide`](crate::Cx::decide), so that a lock
-    /// makes the same model again without them. `with_data` says whether there are any.
-    fn is_recorded(&self, with_data: bool) -> bool {
-        let _ = with_data;
-        true
-    }
-
     /// Whether kept calibration statistics do for it where there are no data.
     fn reads_statistics(&self) -> bool {
         false

@@ -1,11 +1,16 @@
 //! Learning from a teacher.
 
 mod augment;
+mod course;
 #[expect(clippy::module_inception, reason = "one pass, one file, named like the pass")]
 mod distill;
+mod distill_quantized;
+mod folded;
 mod pool;
 mod school;
 mod state;
+mod unfolded;
 
 pub use augment::Augmentation;
 pub use distill::{Distill, Loss};
+pub use distill_quantized::DistillQuantized;

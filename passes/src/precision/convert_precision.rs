@@ -1,17 +1,16 @@
 //! 16-bit floating-point numbers in the place of float32.
 
-use std::collections::BTreeMap;
-
-use optix_ir::{DType, Model, NodeId};
+use optix_ir::{DType, Model};
 use optix_pipeline::{Cx, Family, Interface, Named, Numerics, Pass, PassError, Promises, Requires, Topology};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::bounds::Bounds;
-use super::graph::Flow;
-use super::plan::{Level, Problem};
+use super::graph::{Flow, Unit};
+use super::plan::{Kept, Level, Problem};
 use super::weights::Weights;
 use super::{ledger, rewrite, search};
+use crate::decided::chosen_nodes;
 use crate::names::{check_operators, check_patterns_of};
 
 /// A 16-bit floating-point type.
@@ -161,6 +160,22 @@ impl ConvertPrecision {
         }
         Ok(())
     }
+
+    /// The nodes that stay float32 because outputs were measured.
+    fn searched(&self, problem: &Problem<'_>, with_data: bool, cx: &mut Cx<'_>) -> Result<Kept, PassError> {
+        let mut found = Kept::new();
+        let nodes = chosen_nodes(problem.model, "kept", cx, |cx| {
+            if with_data {
+                found = search::search(problem, cx)?;
+            }
+            Ok(found.iter().map(|(&id, (_, reason))| (id, reason.clone())).collect())
+        })?;
+        // One search keeps all of them alike.
+        let is_whole = found.values().any(|(level, _)| *level == Level::Whole);
+        let is_whole = cx.decide("kept-whole", |_| Ok(is_whole))?;
+        let level = if is_whole { Level::Whole } else { Level::Computes };
+        Ok(nodes.into_iter().map(|(id, reason)| (id, (level, reason))).collect())
+    }
 }
 
 impl Pass for ConvertPrecision {
@@ -171,10 +186,6 @@ impl Pass for ConvertPrecision {
     fn promises(&self) -> Promises {
         let interface = if self.keep_io { Interface::Kept } else { Interface::Retyped };
         Promises { numerics: Numerics::Lossy, interface, topology: Topology::Changed }
-    }
-
-    fn is_recorded(&self, with_data: bool) -> bool {
-        !with_data
     }
 
     fn run(&self, model: &mut Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
@@ -189,17 +200,27 @@ impl Pass for ConvertPrecision {
         let depth = self.max_depth as f64;
         let mut bounds = Bounds::of(model, &flow, &weights, self.headroom, depth);
         let with_data = cx.has_calibration();
-        if with_data && !self.weights_only {
-            let samples = bounds.observe(model, &flow, cx)?;
-            cx.count("calibration samples", samples);
-        }
+        let fragile = chosen_nodes(model, "fragile", cx, |cx| {
+            if with_data && !self.weights_only {
+                let samples = bounds.observe(model, &flow, cx)?;
+                cx.count("calibration samples", samples);
+            }
+            let nodes = flow.units.iter().filter_map(|unit| match unit {
+                Unit::Node(id) if self.keep_fragile => Some((*id, bounds.danger(model, *id)?)),
+                _ => None,
+            });
+            Ok(nodes.collect())
+        })?;
         let original = model.clone();
-        let problem =
-            Problem { model: &original, flow: &flow, weights: &weights, bounds: &bounds, options: self };
-        let mut kept: BTreeMap<NodeId, (Level, String)> = BTreeMap::new();
-        if with_data {
-            kept = search::search(&problem, cx)?;
-        }
+        let problem = Problem {
+            model: &original,
+            flow: &flow,
+            weights: &weights,
+            bounds: &bounds,
+            fragile: &fragile,
+            options: self,
+        };
+        let mut kept = self.searched(&problem, with_data, cx)?;
         let mut plan = problem.solve(&kept);
         // One edit a node, so that a run that stops after so many of them stops between nodes.
         let mut refused = false;

@@ -25,6 +25,9 @@ pub(super) enum Level {
     Whole,
 }
 
+/// Nodes that stay float32 whatever else holds, with how far and why.
+pub(super) type Kept = BTreeMap<NodeId, (Level, String)>;
+
 /// What reads a value asks for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Want {
@@ -53,12 +56,14 @@ pub(super) struct Problem<'a> {
     pub flow: &'a Flow,
     pub weights: &'a Weights,
     pub bounds: &'a Bounds,
+    /// Nodes that had better compute in float32, and why.
+    pub fragile: &'a BTreeMap<NodeId, String>,
     pub options: &'a ConvertPrecision,
 }
 
 impl Problem<'_> {
     /// What each unit must be, with reasons, before the casts are counted. `kept` stay float32 anyway.
-    fn musts(&self, kept: &BTreeMap<NodeId, (Level, String)>) -> (Vec<Must>, Vec<bool>, Vec<Option<String>>) {
+    fn musts(&self, kept: &Kept) -> (Vec<Must>, Vec<bool>, Vec<Option<String>>) {
         let count = self.flow.units.len();
         let (mut musts, mut whole, mut reasons) =
             (vec![Must::Either; count], vec![false; count], vec![None; count]);
@@ -99,7 +104,7 @@ impl Problem<'_> {
     }
 
     /// Whether a node may be 16 bits wide; if not, why.
-    fn node(&self, id: NodeId, kept: &BTreeMap<NodeId, (Level, String)>) -> Result<(), (Level, String)> {
+    fn node(&self, id: NodeId, kept: &Kept) -> Result<(), (Level, String)> {
         let node = self.model.node(id);
         let (name, _) = node_and_op(self.model, id);
         let options = self.options;
@@ -131,12 +136,10 @@ impl Problem<'_> {
         let opset = self.model.opset_of(id).unwrap_or(i64::MAX);
         operators::admits(&node.op_type, opset, self.weights.low)
             .map_err(|reason| (Level::Computes, reason))?;
-        if options.keep_fragile
-            && let Some(reason) = self.bounds.danger(self.model, id)
-        {
-            return Err((Level::Computes, reason));
+        match self.fragile.get(&id) {
+            Some(reason) => Err((Level::Computes, reason.clone())),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether a node stands between quantizers: engines fuse the three.
@@ -185,17 +188,17 @@ impl Problem<'_> {
     }
 
     /// The choice with the fewest casts.
-    pub(super) fn solve(&self, kept: &BTreeMap<NodeId, (Level, String)>) -> Plan {
+    pub(super) fn solve(&self, kept: &Kept) -> Plan {
         self.choose(kept, &[])
     }
 
     /// The choice in which every unit that `low` names is 16 bits wide unless it must not be: what is to be
     /// measured is what `kept` does, not what the casts would draw along.
-    pub(super) fn solve_frozen(&self, kept: &BTreeMap<NodeId, (Level, String)>, low: &[bool]) -> Plan {
+    pub(super) fn solve_frozen(&self, kept: &Kept, low: &[bool]) -> Plan {
         self.choose(kept, low)
     }
 
-    fn choose(&self, kept: &BTreeMap<NodeId, (Level, String)>, frozen: &[bool]) -> Plan {
+    fn choose(&self, kept: &Kept, frozen: &[bool]) -> Plan {
         let (mut musts, whole, mut reasons) = self.musts(kept);
         for (must, _) in musts.iter_mut().zip(frozen).filter(|(must, low)| **must == Must::Either && **low) {
             *must = Must::Low;

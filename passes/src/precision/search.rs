@@ -10,12 +10,9 @@ use std::collections::BTreeMap;
 use optix_ir::{Model, NodeId, Tensor, ValueId};
 use optix_pipeline::{Batch, Cx, Distance, OracleError, PassError};
 
-use super::plan::{Level, Plan, Problem};
+use super::plan::{Kept, Level, Plan, Problem};
 use super::rewrite::{emulate, widen};
 use super::weights::Rounded;
-
-/// Nodes that stay float32, with how far and why.
-pub(super) type Kept = BTreeMap<NodeId, (Level, String)>;
 
 /// Outputs of the float model on the samples of the search.
 struct Reference {

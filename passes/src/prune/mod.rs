@@ -1,8 +1,10 @@
 //! Fewer weights: passes that set weights to zero, and those that make layers smaller.
 
 mod channels;
+mod factorize;
 mod fitting;
 mod layers;
+mod low_rank;
 mod mask;
 mod prune_channels;
 mod prune_layers;
@@ -11,6 +13,7 @@ mod prune_sparsegpt;
 mod prune_wanda;
 mod shares;
 
+pub use factorize::Factorize;
 pub use mask::Pattern;
 pub use prune_channels::PruneChannels;
 pub use prune_layers::PruneLayers;

@@ -54,11 +54,12 @@ impl Affine {
         Affine { scale: if scale.is_normal() { scale } else { 1.0 }, zero_point: 0, low: -127, high: 127 }
     }
 
-    /// Symmetric quantizer to a signed type for magnitudes up to `max`: integers from -127 or -32,767 on, floats
+    /// Symmetric quantizer to a signed type for magnitudes up to `max`: integers from -127, -7 or -32,767 on, floats
     /// up to the type's greatest. The type's own least integer is left out, as weights have it.
     pub fn symmetric(max: f32, dtype: DType) -> Affine {
         let high = match dtype {
             DType::I16 => i32::from(i16::MAX),
+            DType::I4 => 7,
             _ => float8::greatest(dtype).unwrap_or(127),
         };
         let scale = max / float8::full_scale(dtype).unwrap_or(high) as f32;
@@ -242,6 +243,31 @@ pub fn quantize_weights(
         }
     }
     QuantizedWeights { integers: Tensor::from_vec(shape.to_vec(), integers), scales, signal, noise }
+}
+
+/// Rounds weights to a small integer type, the least integer of which may be used, with the given scales: one a
+/// channel along `axis` or a single one. A weight that is not a number becomes 0.
+pub fn round_weights(
+    weights: &[f32],
+    shape: &[usize],
+    axis: Option<usize>,
+    scales: Vec<f32>,
+    dtype: DType,
+) -> QuantizedWeights {
+    let (low, high) = dtype.integer_range().unwrap_or((0, 0));
+    let affine = |scale: f32| Affine { scale, zero_point: 0, low: low as i32, high: high as i32 };
+    let inner: usize = axis.map_or(weights.len(), |axis| shape[axis + 1..].iter().product()).max(1);
+    let (mut signal, mut noise) = (0f64, 0f64);
+    let mut codes = Vec::with_capacity(weights.len());
+    for (at, &weight) in weights.iter().enumerate() {
+        let affine = affine(scales[at / inner % scales.len()]);
+        let integer = affine.quantize(weight);
+        signal += f64::from(weight).powi(2);
+        noise += f64::from(weight - affine.dequantize(integer)).powi(2);
+        // The bits of a narrow integer are the low ones of a wide one.
+        codes.push(integer as u8);
+    }
+    QuantizedWeights { integers: Tensor::from_codes(dtype, shape.to_vec(), &codes), scales, signal, noise }
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use optix_ir::{DType, Dim, Model, Node, NodeId, Position, Tensor, Type, Use, Val
 use optix_pipeline::{Batch, Cx, DecisionError, PackedFloats, PassError};
 use serde::{Deserialize, Serialize};
 
-use super::decided::named_at;
 use super::placement::Placement;
+use crate::decided::named_at;
 use crate::judge::Judge;
 use crate::numbered;
 use crate::samples::{self, Divided};
@@ -92,6 +92,11 @@ fn layer(model: &Model, id: NodeId) -> Option<Layer> {
         }
         _ => None,
     }
+}
+
+/// Whether the means of a layer's channels can be corrected.
+pub(super) fn has_place(model: &Model, id: NodeId) -> bool {
+    layer(model, id).is_some()
 }
 
 /// Means of the channels of every sample, along the first axis: one behind the other.

@@ -25,7 +25,7 @@ use optix_pipeline::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::quantize_static::constant_bytes;
+use super::quantized::constant_bytes;
 
 /// Proves for every quantized layer that no sum leaves its integer type, or says how far it might go.
 ///

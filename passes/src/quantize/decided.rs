@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use optix_ir::{Model, NodeId, ValueId};
+use optix_ir::{Model, ValueId};
 use optix_pipeline::{Cx, DecisionError, PassError};
 use serde::{Deserialize, Serialize};
 
@@ -63,50 +63,6 @@ pub(super) fn quantizers(
         quantizers.insert(value, recorded.affine().map_err(unusable)?);
     }
     Ok(quantizers)
-}
-
-/// A node that stays float, as it is recorded.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FloatNode {
-    /// Its name, for people.
-    node: String,
-    /// Its place in the order of execution, subgraphs included.
-    place: usize,
-    reason: String,
-}
-
-/// The node at a place in the order of execution, if it has the recorded name.
-pub(super) fn named_at(model: &Model, order: &[NodeId], place: usize, name: &str) -> Option<NodeId> {
-    let id = *order.get(place)?;
-    (optix_pipeline::naming::node_and_op(model, id).0 == name).then_some(id)
-}
-
-/// The nodes that stay float although they could be quantized, each with the reason: what `judge` measures,
-/// recorded as `float`; or what a lock says.
-pub(super) fn float_nodes(
-    model: &Model,
-    cx: &mut Cx<'_>,
-    judge: impl FnOnce(&mut Cx<'_>) -> Result<BTreeMap<NodeId, String>, PassError>,
-) -> Result<BTreeMap<NodeId, String>, PassError> {
-    let order: Vec<NodeId> = model.walk().collect();
-    let recorded = cx.decide("float", |cx| {
-        let judged = judge(cx)?;
-        let nodes = order.iter().enumerate().filter_map(|(place, id)| {
-            let (node, _) = optix_pipeline::naming::node_and_op(model, *id);
-            Some(FloatNode { node, place, reason: judged.get(id)?.clone() })
-        });
-        Ok(nodes.collect::<Vec<FloatNode>>())
-    })?;
-    let mut float = BTreeMap::new();
-    for FloatNode { node, place, reason } in recorded {
-        let Some(id) = named_at(model, &order, place, &node) else {
-            let what = format!("node {place} of the model is not `{node}`");
-            return Err(DecisionError::Unusable { key: "float".to_owned(), what }.into());
-        };
-        float.insert(id, reason);
-    }
-    Ok(float)
 }
 
 #[cfg(test)]

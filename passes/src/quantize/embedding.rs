@@ -79,7 +79,7 @@ fn quantize(
                 if by_row { "int8" } else { "one scale" },
                 if by_row { "a few numbers" } else { "a few rows" }
             );
-            cx.layer(super::quantize_static::float_layer(model, users[0], &reason));
+            cx.layer(super::quantized::float_layer(model, users[0], &reason));
             cx.skip(model, users[0], reason);
             continue;
         }

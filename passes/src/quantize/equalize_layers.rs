@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::chains::{self, Chain, Weights};
-use super::quantize_static::{constant_bytes, refuse_quantized};
+use super::quantized::{constant_bytes, refuse_quantized};
 use super::reservoir::Channels;
 use super::rewrite::drop_unused;
 use crate::names::{check_patterns, not_excluded};

@@ -10,10 +10,10 @@ use optix_pipeline::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::decided::named_at;
-use super::quantize_static::constant_bytes;
+use super::quantized::constant_bytes;
 use super::reconstruct::{self, Rounded, Wanted};
 use super::stored_weight::{FLOAT, StoredWeight, stored_weight};
+use crate::decided::named_at;
 use crate::judge::Judge;
 use crate::moments;
 use crate::names::{check_patterns, not_excluded};

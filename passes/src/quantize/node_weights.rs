@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use optix_ir::{Model, Tensor, ValueId};
+use optix_ir::{DType, Model, Tensor, ValueId};
 use optix_pipeline::{Layer, PassError};
 
-use super::affine::{Affine, channel_maxima, quantize_weights};
+use super::affine::{Affine, channel_maxima, quantize_weights, round_weights};
 use super::float8;
 use super::placement::WeightedNode;
-use super::quantize_static::ActivationType;
 use super::rewrite;
 use super::saturation;
+use super::types::ActivationType;
 
 /// How weights become integers.
 #[derive(Clone, Copy, Debug)]
@@ -21,20 +21,24 @@ pub(super) struct WeightOptions {
     pub(super) no_saturation: bool,
     /// Biases become int32 where activations are integers.
     pub(super) integer_bias: bool,
-    /// Type of activations, which weights go with.
+    /// Type of activations.
     pub(super) activations: ActivationType,
+    /// Type of weights.
+    pub(super) weights: DType,
 }
 
 /// Integers that stand for a constant already: by the constant, the axis of its channels and the bits of the
 /// scales.
 pub(super) type SharedWeights = BTreeMap<(ValueId, Option<usize>, Vec<u32>), ValueId>;
 
-/// Replaces weights and bias of one node; returns its row of the ledger.
+/// Replaces weights and bias of one node; returns its row of the ledger. Ranges of its channels are `clip` times
+/// what they hold.
 pub(super) fn quantize_node(
     options: WeightOptions,
     model: &mut Model,
     weighted: &WeightedNode,
     input_scale: f32,
+    clip: Option<&[f32]>,
     shared: &mut SharedWeights,
     replaced: &mut Vec<ValueId>,
 ) -> Result<Layer, PassError> {
@@ -42,16 +46,17 @@ pub(super) fn quantize_node(
     let (name, op) = optix_pipeline::naming::node_and_op(model, id);
     let weights = model.node(id).input(weighted.weight_slot).expect("checked by the placement");
     let tensor = model.constant(weights).expect("checked by the placement").clone();
-    let dtype = options.activations.weights().dtype();
+    let dtype = options.weights;
     let axis = if options.per_channel { weighted.channel_axis } else { None };
     let floats = tensor.to_slice::<f32>().map_err(|error| PassError::Options(error.to_string()))?;
     let maxima = channel_maxima(&floats, tensor.shape(), axis);
-    let mut scales: Vec<f32> = maxima.iter().map(|&max| Affine::symmetric(max, dtype).scale).collect();
+    let mut scales = clipped_scales(&maxima, clip, dtype);
     let bias_slot = weighted.bias_slot.filter(|_| options.integer_bias && !dtype.is_float());
     let bias = bias_slot.and_then(|slot| model.node(id).input(slot));
     let bias_tensor = bias.and_then(|bias| model.constant(bias)).cloned();
     let mut reason = None;
-    if options.no_saturation && op != "ConvTranspose" {
+    // Four bits are too few for it.
+    if options.no_saturation && dtype == DType::I8 && op != "ConvTranspose" {
         saturation::widen(&mut scales, model, id, &floats, tensor.shape());
     }
     if let Some(bias) = &bias_tensor {
@@ -61,9 +66,10 @@ pub(super) fn quantize_node(
             reason = Some(format!("{fixed} weight scales widened so that the bias fits int32"));
         }
     }
-    let quantized = match dtype.is_float() {
-        true => float8::quantize_weights(&floats, tensor.shape(), axis, scales, dtype),
-        false => quantize_weights(&floats, tensor.shape(), axis, scales),
+    let quantized = match dtype {
+        DType::I8 => quantize_weights(&floats, tensor.shape(), axis, scales),
+        _ if dtype.is_float() => float8::quantize_weights(&floats, tensor.shape(), axis, scales, dtype),
+        _ => round_weights(&floats, tensor.shape(), axis, scales, dtype),
     };
     // Nodes that read the same weights with other scales (for their biases, or in another order) have others.
     let shared_key = (weights, axis, quantized.scales.iter().map(|scale| scale.to_bits()).collect());
@@ -113,7 +119,7 @@ pub(super) fn quantize_node(
     Ok(Layer {
         node: name,
         op,
-        action: action(options.activations),
+        action: action(options),
         reason,
         bytes_before,
         bytes_after,
@@ -122,9 +128,15 @@ pub(super) fn quantize_node(
     })
 }
 
+/// Scales of channels with these greatest magnitudes, some of which may be clipped.
+pub(super) fn clipped_scales(maxima: &[f32], clip: Option<&[f32]>, dtype: DType) -> Vec<f32> {
+    let factor = |channel: usize| clip.and_then(|clip| clip.get(channel)).copied().unwrap_or(1.0);
+    let scale = |(channel, &max): (usize, &f32)| Affine::symmetric(max * factor(channel), dtype).scale;
+    maxima.iter().enumerate().map(scale).collect()
+}
+
 /// What the ledger calls it: the type of the weights, and that of the activations where it is not of 8 bits.
-fn action(activations: ActivationType) -> String {
-    let weights = activations.weights();
+fn action(WeightOptions { activations, weights, .. }: WeightOptions) -> String {
     match activations.dtype().bits() {
         8 => weights.name().to_owned(),
         _ => format!("{}, {} activations", weights.name(), activations.name()),

@@ -5,34 +5,34 @@ use optix_ir::{DType, Model, Node, NodeId, Tensor, Use, ValueId};
 
 /// Integers with what they stand for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Integers {
+pub(crate) struct Integers {
     /// The integers.
-    pub(super) value: ValueId,
+    pub(crate) value: ValueId,
     /// Their type.
-    pub(super) dtype: DType,
+    pub(crate) dtype: DType,
     /// Constant float scale: one, or one a place along `axis`.
-    pub(super) scale: ValueId,
+    pub(crate) scale: ValueId,
     /// Constant zero point; none is 0.
-    pub(super) zero_point: Option<ValueId>,
+    pub(crate) zero_point: Option<ValueId>,
     /// The axis along which scales lie, where there is more than one.
-    pub(super) axis: Option<i64>,
+    pub(crate) axis: Option<i64>,
 }
 
 impl Integers {
     /// Scales, as many as there are.
-    pub(super) fn scales(&self, model: &Model) -> Vec<f32> {
+    pub(crate) fn scales(&self, model: &Model) -> Vec<f32> {
         let tensor = model.constant(self.scale);
         tensor.and_then(|tensor| tensor.to_slice::<f32>().ok()).map(Vec::from).unwrap_or_default()
     }
 
     /// Zero points; none where nothing is written.
-    pub(super) fn zero_points(&self, model: &Model) -> Vec<i64> {
+    pub(crate) fn zero_points(&self, model: &Model) -> Vec<i64> {
         let tensor = self.zero_point.and_then(|value| model.constant(value));
         tensor.and_then(|tensor| tensor.to_i64s().ok()).unwrap_or_default()
     }
 
     /// The one scale and zero point.
-    pub(super) fn single(&self, model: &Model) -> Option<(f32, i64)> {
+    pub(crate) fn single(&self, model: &Model) -> Option<(f32, i64)> {
         match (&self.scales(model)[..], &self.zero_points(model)[..]) {
             ([scale], []) => Some((*scale, 0)),
             ([scale], [zero]) => Some((*scale, *zero)),
@@ -84,7 +84,7 @@ fn parameters(model: &Model, node: &Node, integers: ValueId) -> Result<Integers,
 ///
 /// # Errors
 /// Why there are none.
-pub(super) fn dequantized(model: &Model, value: ValueId) -> Result<Integers, String> {
+pub(crate) fn dequantized(model: &Model, value: ValueId) -> Result<Integers, String> {
     let (producer, _) = model.value(value).producer().ok_or("an input is not quantized")?;
     let node = model.node(producer);
     if !is_dequantize(node) {

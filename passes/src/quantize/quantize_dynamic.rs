@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::affine::{Affine, channel_maxima, quantize_weights};
 use super::placement::float_weights;
-use super::quantize_static::{constant_bytes, float_layer, refuse_quantized};
+use super::quantized::{constant_bytes, float_layer, refuse_quantized};
 use super::{embedding, rewrite};
 use crate::names::{check_patterns, not_excluded};
 

@@ -3,16 +3,17 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use optix_ir::{Model, NodeId, ValueId};
+use optix_ir::{DType, Model, NodeId, ValueId};
 use optix_pipeline::{
     Cx, Family, Interface, Layer, Named, Numerics, OracleError, Pass, PassError, Promises, Requires, Topology,
 };
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::affine::Affine;
 use super::bias_correction;
 use super::calibrate::{Choice, RangeObserver, calibrate, choose};
+use super::clips::{self, Clips};
 use super::decided;
 use super::faster;
 use super::ledger::{self, Ledger};
@@ -20,42 +21,13 @@ use super::measure::Measured;
 use super::node_weights::{SharedWeights, WeightOptions, quantize_node};
 use super::observer::Observer;
 use super::placement::{self, Placement};
+use super::quantized::{float_layer, refuse_quantized};
 use super::rewrite;
 use super::sensitivity;
 use super::target::{self, Bias, Runs, Target, TargetChoice};
+use super::types::{ActivationType, Saturation, WeightType};
+use crate::decided::chosen_nodes;
 use crate::names::{check_patterns, not_excluded};
-
-/// Type of activations, or of weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ActivationType {
-    /// 0 to 255: the fast one on x86.
-    #[default]
-    Uint8,
-    /// -128 to 127.
-    Int8,
-    /// 0 to 65,535: hardly any loss, and kernels only on some devices.
-    Uint16,
-    /// -32,768 to 32,767: as uint16.
-    Int16,
-    /// Floats of 8 bits, 3 of them after the point: up to 448.
-    Float8e4m3fn,
-    /// Floats of 8 bits, 2 of them after the point: less precise, and wider than activations need.
-    Float8e5m2,
-}
-
-/// What to do about kernels that clip sums of two products to int16: those of onnxruntime for uint8
-/// activations and int8 weights on x86 processors without VNNI instructions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Saturation {
-    /// Scales of weights are just wide enough that it cannot happen: the same results on all processors, for
-    /// less than one bit of precision.
-    #[default]
-    Avoid,
-    /// All 8 bits, for processors that are known to have VNNI.
-    Allow,
-}
 
 /// Quantizes Conv, Gemm and MatMul with constant weights to 8 bits, with ranges of activations from
 /// calibration data, and writes the result as QDQ.
@@ -82,8 +54,13 @@ pub struct QuantizeStatic {
     /// table. It says which operators and types run in integers, and what `activation-type` and `saturation` are
     /// by default.
     pub target: TargetChoice,
-    /// Type of activations; weights are int8, and float8 where activations are. By default the target's first.
+    /// Type of activations; weights are float8 where activations are. By default the target's first.
     pub activation_type: Option<ActivationType>,
+    /// Type of weights beside integer activations. int4 needs operator set 21.
+    pub weight_type: WeightType,
+    /// Ranges of int4 weights end before the greatest weight of a channel where layers lose less by it, on what they
+    /// read with the layers before them in integers.
+    pub clip_weights: bool,
     /// What to do about kernels that clip sums of two products to int16. By default what the target needs.
     pub saturation: Option<Saturation>,
     /// Quantize embedding tables too.
@@ -111,6 +88,8 @@ impl Default for QuantizeStatic {
             percentile: 99.999,
             target: TargetChoice::default(),
             activation_type: None,
+            weight_type: WeightType::default(),
+            clip_weights: true,
             saturation: None,
             embeddings: true,
             min_sqnr: 20.0,
@@ -125,55 +104,6 @@ impl Default for QuantizeStatic {
 impl Named for QuantizeStatic {
     const NAME: &'static str = "quantize-static";
     const FAMILY: Family = Family::Quantize;
-}
-
-/// Operators whose presence means that a model is quantized already.
-pub(super) const QUANTIZED: &[&str] = &[
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-    "QGemm",
-    "QLinearAdd",
-    "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat",
-    "MatMulBnb4",
-    "GatherBlockQuantized",
-    "QAttention",
-];
-
-/// Refuses a model that is quantized already.
-pub(super) fn refuse_quantized(model: &Model) -> Result<(), PassError> {
-    match model.walk().find(|&id| QUANTIZED.contains(&model.node(id).op_type.as_str())) {
-        None => Ok(()),
-        Some(node) => Err(PassError::Model {
-            place: format!("node {}", model.describe(node)),
-            what: "the model is quantized already; start from the float model (OX-M002)".to_owned(),
-        }),
-    }
-}
-
-/// A node as a row of the ledger, left as it is.
-pub(super) fn float_layer(model: &Model, id: NodeId, reason: &str) -> Layer {
-    let (node, op) = optix_pipeline::naming::node_and_op(model, id);
-    let bytes: u64 = model.node(id).inputs().iter().flatten().map(|&v| constant_bytes(model, v)).sum();
-    Layer {
-        node,
-        op,
-        action: "float".to_owned(),
-        reason: Some(reason.to_owned()),
-        bytes_before: bytes,
-        bytes_after: bytes,
-        ..Layer::default()
-    }
-}
-
-pub(super) fn constant_bytes(model: &Model, value: ValueId) -> u64 {
-    model.constant(value).map_or(0, |tensor| tensor.bytes().len() as u64)
 }
 
 impl Pass for QuantizeStatic {
@@ -204,6 +134,16 @@ impl Pass for QuantizeStatic {
     }
 }
 
+/// How activations and weights become integers.
+#[derive(Clone, Copy)]
+struct Ranges<'a> {
+    /// Of activations. Empty when a lock is applied: what they say beside the quantizers is for the ledger alone.
+    observers: &'a BTreeMap<ValueId, Observer>,
+    quantizers: &'a BTreeMap<ValueId, Affine>,
+    /// Of weights.
+    clips: &'a Clips,
+}
+
 /// What a rewrite gives beside the model.
 #[derive(Default)]
 struct Rewritten {
@@ -218,6 +158,8 @@ struct Decided<'a> {
     options: &'a QuantizeStatic,
     target: Target,
     activations: ActivationType,
+    /// Type of weights.
+    weights: DType,
     saturation: Saturation,
     /// Whether speed is worth measuring: not of kernels that are not those of the target.
     is_timed: bool,
@@ -240,8 +182,15 @@ impl QuantizeStatic {
             ));
         }
         let saturation = self.saturation.unwrap_or(target.weights.saturation);
-        let is_timed = target.engine == "onnxruntime" && runs == Runs::Natively;
-        Ok(Decided { options: self, target, activations, saturation, is_timed })
+        let weights = match self.weight_type {
+            _ if activations.weights() != ActivationType::Int8 => activations.weights().dtype(),
+            asked => asked.dtype(),
+        };
+        if weights == DType::I4 {
+            target::check_small_weights(&target, model, cx)?;
+        }
+        let is_timed = target.engine == "onnxruntime" && runs == Runs::Natively && weights != DType::I4;
+        Ok(Decided { options: self, target, activations, weights, saturation, is_timed })
     }
 }
 
@@ -265,7 +214,6 @@ impl Decided<'_> {
             cx.warn("no node of this model can be quantized: the reasons are listed");
             return Ok(());
         }
-        // Empty when a lock is applied: what they say beside the quantizers is for the ledger alone.
         let dtype = self.activations.dtype();
         let choice = Choice {
             observer: self.observer,
@@ -280,6 +228,12 @@ impl Decided<'_> {
             observers = calibrated.observers;
             Ok(chosen)
         })?;
+        let ranges = Ranges { observers: &observers, quantizers: &quantizers, clips: &Clips::new() };
+        let clips = match self.clip_weights && self.weights == DType::I4 {
+            true => self.clips(model, &placement, ranges, cx)?,
+            false => Clips::new(),
+        };
+        let ranges = Ranges { clips: &clips, ..ranges };
         let float_model = model.clone();
         let without = |model: &Model, float: &BTreeMap<NodeId, String>| {
             placement::place(model, &self.target, &|id| match float.get(&id) {
@@ -291,7 +245,7 @@ impl Decided<'_> {
         let mut corrected: Option<bias_correction::Found> = None;
         // Whether layers were left out since.
         let mut is_stale = false;
-        let float = decided::float_nodes(model, cx, |cx| {
+        let float = chosen_nodes(model, "float", cx, |cx| {
             let mut float = BTreeMap::new();
             let mut left = Cow::Borrowed(&placement);
             // Statistics of an earlier run do without data; then there is nothing to judge on.
@@ -302,16 +256,16 @@ impl Decided<'_> {
             // Before anything is learned about layers that stay float anyway.
             let is_timed = self.only_faster && self.is_timed && left.computed().next().is_some();
             if is_timed {
-                float = self.slower_in_integers(model, &left, &observers, &quantizers, cx)?;
+                float = self.slower_in_integers(model, &left, ranges, cx)?;
                 left = Cow::Owned(without(model, &float));
             }
             if self.min_sqnr > 0.0 && left.computed().next().is_some() {
                 // What a shift of its bias takes back is no reason to leave a layer float.
                 if self.bias_correction {
-                    corrected = Some(self.shifts(model, &left, &observers, &quantizers, false, cx)?);
+                    corrected = Some(self.shifts(model, &left, ranges, false, cx)?);
                 }
                 let shifts = corrected.as_ref().map_or(&[][..], |found| &found.shifts);
-                let loud = self.too_sensitive(model, shifts, &left, &observers, &quantizers, cx)?;
+                let loud = self.too_sensitive(model, shifts, &left, ranges, cx)?;
                 if !loud.is_empty() {
                     // What gains with all of them does so with some, and is measured anew.
                     is_stale = true;
@@ -319,7 +273,7 @@ impl Decided<'_> {
                     left = Cow::Owned(without(model, &float));
                     // With more of it in float, what is left may not be worth it.
                     if is_timed && left.computed().next().is_some() {
-                        float.extend(self.slower_in_integers(model, &left, &observers, &quantizers, cx)?);
+                        float.extend(self.slower_in_integers(model, &left, ranges, cx)?);
                     }
                 }
             }
@@ -333,7 +287,7 @@ impl Decided<'_> {
                     Some(found) if found.shifts.is_empty() => bias_correction::Found::default(),
                     known => {
                         let is_trusted = known.is_some();
-                        self.shifts(model, &placement, &observers, &quantizers, is_trusted, cx)?
+                        self.shifts(model, &placement, ranges, is_trusted, cx)?
                     }
                 };
                 if !found.summary.is_empty() {
@@ -354,7 +308,7 @@ impl Decided<'_> {
             cx.layer(float_layer(model, id, reason));
         }
         let mut edit = || cx.may_edit("quantize-node");
-        let rewritten = self.rewrite(model, &placement, &observers, &quantizers, &mut edit)?;
+        let rewritten = self.rewrite(model, &placement, ranges, &mut edit)?;
         let before = cx.layers_mut().len();
         cx.layers_mut().extend(rewritten.layers);
         cx.count("nodes quantized", rewritten.nodes);
@@ -364,7 +318,7 @@ impl Decided<'_> {
         }
         let measured: Vec<Measured> =
             rewritten.measured.into_iter().map(|one| Measured { row: before + one.row, ..one }).collect();
-        let samples = observers.values().map(Observer::samples).max().unwrap_or(0);
+        let samples = ranges.observers.values().map(Observer::samples).max().unwrap_or(0);
         ledger::complete(self.ledger, &float_model, model, &measured, samples, cx)
     }
 
@@ -393,8 +347,7 @@ impl Decided<'_> {
         model: &Model,
         shifts: &[bias_correction::Shift],
         placement: &Placement,
-        observers: &BTreeMap<ValueId, Observer>,
-        quantizers: &BTreeMap<ValueId, Affine>,
+        ranges: Ranges<'_>,
         cx: &mut Cx<'_>,
     ) -> Result<BTreeMap<NodeId, String>, PassError> {
         let layers: Vec<NodeId> = placement.computed().collect();
@@ -402,7 +355,7 @@ impl Decided<'_> {
             let is_left = |id: NodeId| !layers.contains(&id) || kept.contains(&id);
             let mut base = model.clone();
             bias_correction::apply(&mut base, shifts, &|id| kept.contains(&id))?;
-            self.candidate(&base, placement, observers, quantizers, &is_left)
+            self.candidate(&base, placement, ranges, &is_left)
         };
         let protected = sensitivity::protect(model, &layers, self.min_sqnr, &build, cx)?;
         if !protected.summary.is_empty() {
@@ -411,13 +364,34 @@ impl Decided<'_> {
         Ok(protected.float)
     }
 
+    /// Where ranges of weights end.
+    fn clips(
+        &self,
+        model: &Model,
+        placement: &Placement,
+        ranges: Ranges<'_>,
+        cx: &mut Cx<'_>,
+    ) -> Result<Clips, PassError> {
+        let per_channel = self.per_channel && self.target.weights.per_channel;
+        let build = |clips: &Clips| {
+            let mut candidate = model.clone();
+            self.rewrite(&mut candidate, placement, Ranges { clips, ..ranges }, &mut || true)?;
+            Ok(candidate)
+        };
+        let layers: Vec<clips::Layer> = placement
+            .weighted
+            .iter()
+            .filter_map(|weighted| clips::Layer::of(model, weighted, per_channel, self.bias_correction))
+            .collect();
+        clips::decide(model, &layers, self.weights, &build, cx)
+    }
+
     /// What is added to biases; nothing where that gains nothing.
     fn shifts(
         &self,
         model: &Model,
         placement: &Placement,
-        observers: &BTreeMap<ValueId, Observer>,
-        quantizers: &BTreeMap<ValueId, Affine>,
+        ranges: Ranges<'_>,
         is_trusted: bool,
         cx: &mut Cx<'_>,
     ) -> Result<bias_correction::Found, PassError> {
@@ -429,7 +403,7 @@ impl Decided<'_> {
         let build = |float: &Model| {
             let is_left =
                 |id: NodeId| !placement::is_quantizable(&float.node(id).op_type) || left.contains(&id);
-            self.candidate(float, placement, observers, quantizers, &is_left)
+            self.candidate(float, placement, ranges, &is_left)
         };
         bias_correction::search(model, placement, &build, is_trusted, cx)
     }
@@ -439,8 +413,7 @@ impl Decided<'_> {
         &self,
         model: &Model,
         placement: &Placement,
-        observers: &BTreeMap<ValueId, Observer>,
-        quantizers: &BTreeMap<ValueId, Affine>,
+        ranges: Ranges<'_>,
         cx: &mut Cx<'_>,
     ) -> Result<BTreeMap<NodeId, String>, PassError> {
         if cx.deployment().is_none() {
@@ -451,15 +424,14 @@ impl Decided<'_> {
         let first = data.batches(model).map_err(OracleError::from)?.next();
         let Some(batch) = first.transpose().map_err(OracleError::from)? else { return Ok(BTreeMap::new()) };
         let batch = batch.truncated(1);
-        let build = |float: &BTreeSet<NodeId>| {
-            self.candidate(model, placement, observers, quantizers, &|id| !float.contains(&id))
-        };
+        let build =
+            |float: &BTreeSet<NodeId>| self.candidate(model, placement, ranges, &|id| !float.contains(&id));
         let quantized = build(&BTreeSet::new())?;
         let question = faster::Question {
             float: model,
             quantized: &quantized,
             placement,
-            observers,
+            observers: ranges.observers,
             feeds: &batch.feeds,
         };
         let Some(deployment) = cx.deployment() else { return Ok(BTreeMap::new()) };
@@ -483,8 +455,7 @@ impl Decided<'_> {
         &self,
         model: &Model,
         placement: &Placement,
-        observers: &BTreeMap<ValueId, Observer>,
-        quantizers: &BTreeMap<ValueId, Affine>,
+        ranges: Ranges<'_>,
         is_left: &dyn Fn(NodeId) -> bool,
     ) -> Result<Model, PassError> {
         let is_candidate = |id: NodeId| {
@@ -497,7 +468,7 @@ impl Decided<'_> {
             false => Err(String::new()),
         });
         let mut candidate = model.clone();
-        self.rewrite(&mut candidate, &placement, observers, quantizers, &mut || true)?;
+        self.rewrite(&mut candidate, &placement, ranges, &mut || true)?;
         Ok(candidate)
     }
 
@@ -510,8 +481,7 @@ impl Decided<'_> {
         &self,
         model: &mut Model,
         placement: &Placement,
-        observers: &BTreeMap<ValueId, Observer>,
-        quantizers: &BTreeMap<ValueId, Affine>,
+        ranges: Ranges<'_>,
         may_edit: &mut dyn FnMut() -> bool,
     ) -> Result<Rewritten, PassError> {
         let dtype = self.activations.dtype();
@@ -523,6 +493,7 @@ impl Decided<'_> {
                 && matches!(self.activations, ActivationType::Uint8 | ActivationType::Int8),
             integer_bias: self.target.weights.bias == Bias::Int32,
             activations: self.activations,
+            weights: self.weights,
         };
         let mut shared = SharedWeights::new();
         let mut replaced = Vec::new();
@@ -531,15 +502,17 @@ impl Decided<'_> {
                 rewritten.measured.clear();
                 return Ok(rewritten);
             }
-            let input_scale = quantizers[&weighted.input].scale;
-            let mut layer = quantize_node(options, model, weighted, input_scale, &mut shared, &mut replaced)?;
+            let input_scale = ranges.quantizers[&weighted.input].scale;
+            let clip = ranges.clips.get(&weighted.node).map(|clip| &clip[..]);
+            let mut layer =
+                quantize_node(options, model, weighted, input_scale, clip, &mut shared, &mut replaced)?;
             let root = placement
                 .quantized
                 .iter()
                 .find(|(value, _)| *value == weighted.output)
                 .map(|(_, root)| *root);
-            if let Some(observer) = root.and_then(|root| observers.get(&root)) {
-                layer.activation_sqnr_db = observer.sqnr_db(&quantizers[&weighted.output]);
+            if let Some(observer) = root.and_then(|root| ranges.observers.get(&root)) {
+                layer.activation_sqnr_db = observer.sqnr_db(&ranges.quantizers[&weighted.output]);
                 layer.range = observer.range().map(|(min, max)| [f64::from(min), f64::from(max)]);
             }
             let row = rewritten.layers.len();
@@ -555,7 +528,7 @@ impl Decided<'_> {
             .collect();
         for &(value, _) in &placement.quantized {
             let everybody = placement.resident.contains(&value);
-            let new = rewrite::insert_pair(model, value, &quantizers[&value], dtype, everybody)?;
+            let new = rewrite::insert_pair(model, value, &ranges.quantizers[&value], dtype, everybody)?;
             dequantized.insert(value, new);
             rewritten.activations += 1;
         }

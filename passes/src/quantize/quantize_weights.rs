@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::blocks::{Algorithm, Grid, ZeroPoint};
 use super::packing::{Layout, QuantizedMatrix};
-use super::quantize_static::{QUANTIZED, constant_bytes, float_layer};
+use super::quantized::{QUANTIZED, constant_bytes, float_layer};
 use super::weights::{self, Operand, Shared};
 use super::{embedding, rewrite};
 use crate::names::{check_patterns, not_excluded};

@@ -12,12 +12,13 @@ use serde::Deserialize;
 
 use super::divide::{self, Division, Layout};
 use super::placement::float_weights;
-use super::quantize_static::{ActivationType, constant_bytes, refuse_quantized};
+use super::quantized::{constant_bytes, refuse_quantized};
 use super::reservoir::{Channels, Reservoir};
 use super::rewrite::drop_unused;
 use super::smoothed::{Decision, Smoothing, Treatment};
 use super::smoothing::{Found, Problem, Search, middle};
 use super::split;
+use super::types::ActivationType;
 use crate::names::{check_patterns, not_excluded};
 use crate::{numbered, samples};
 

@@ -8,29 +8,33 @@ use crate::unroll::Unrolled;
 
 /// Integer weights with what they stand for, element by element in the order of the file.
 #[derive(Clone, Debug)]
-pub(super) struct StoredWeight {
+pub(crate) struct StoredWeight {
     /// The constant.
-    pub(super) value: ValueId,
-    pub(super) dtype: DType,
-    pub(super) shape: Vec<usize>,
-    pub(super) integers: Vec<i32>,
+    pub(crate) value: ValueId,
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) integers: Vec<i32>,
     /// Scale of each.
-    pub(super) steps: Vec<f32>,
+    pub(crate) steps: Vec<f32>,
     /// Zero point of each; none where all are 0.
     zeros: Option<Vec<i32>>,
     /// Least and greatest integer that may be used.
-    pub(super) range: (i32, i32),
+    pub(crate) range: (i32, i32),
 }
 
 impl StoredWeight {
     /// What an integer in the place of element `at` stands for.
-    pub(super) fn float(&self, at: usize, integer: i32) -> f32 {
-        let zero = self.zeros.as_ref().map_or(0, |zeros| zeros[at]);
-        (integer - zero) as f32 * self.steps[at]
+    pub(crate) fn float(&self, at: usize, integer: i32) -> f32 {
+        (integer - self.zero(at)) as f32 * self.steps[at]
+    }
+
+    /// The integer that stands for 0 in the place of element `at`.
+    pub(crate) fn zero(&self, at: usize) -> i32 {
+        self.zeros.as_ref().map_or(0, |zeros| zeros[at])
     }
 
     /// Other integers as a tensor of the same type.
-    pub(super) fn tensor(&self, integers: &[i32]) -> Tensor {
+    pub(crate) fn tensor(&self, integers: &[i32]) -> Tensor {
         // The bits of a narrow integer are the low ones of a wide one.
         let codes: Vec<u8> = integers.iter().map(|&integer| integer as u8).collect();
         Tensor::from_codes(self.dtype, self.shape.clone(), &codes)
@@ -86,13 +90,13 @@ fn strides(of: &[usize], shape: &[usize], axis: usize, block: usize) -> Option<V
 }
 
 /// Why a layer has no integer weights: it is none that anybody would expect them of.
-pub(super) const FLOAT: &str = "its weights are not stored in integers";
+pub(crate) const FLOAT: &str = "its weights are not stored in integers";
 
 /// The integers of a layer's weights, which nothing else reads.
 ///
 /// # Errors
 /// Why there are none ([`FLOAT`]), or none that can be changed alone.
-pub(super) fn stored_weight(model: &Model, layer: NodeId) -> Result<StoredWeight, String> {
+pub(crate) fn stored_weight(model: &Model, layer: NodeId) -> Result<StoredWeight, String> {
     let float = || FLOAT.to_owned();
     let floats = model.node(layer).input(1).ok_or_else(float)?;
     let only = |value: ValueId| matches!(model.value(value).uses(), [Use::Node(..)]);
@@ -155,7 +159,7 @@ pub(super) fn stored_weight(model: &Model, layer: NodeId) -> Result<StoredWeight
 
 /// For each place in the depth of a layer the one whose product kernels add to it in int16, where such sums
 /// cannot be clipped as the weights are and are to stay so; `None` where nothing is added in pairs.
-pub(super) fn partners(
+pub(crate) fn partners(
     model: &Model,
     layer: NodeId,
     unrolled: &Unrolled,

@@ -20,6 +20,12 @@ fn the_first_recipe_that_surely_holds_is_chosen_and_written_down() {
     // The recipe is a plain one: it makes the same file.
     place.ok(&format!("run ./int8.onnx.recipe.toml {MODEL} -o again.onnx {CALIB} -q --deploy none"));
     assert!(place.read("int8.onnx") == place.read("again.onnx"), "again.onnx differs");
+    // Its lock is that of such a run, although the trial was not repeated: only the command differs, which no lock holds.
+    let lock =
+        |name: &str| String::from_utf8(place.read(name)).expect("text").replace("again.onnx", "int8.onnx");
+    assert_eq!(lock("int8.onnx.lock.json"), lock("again.onnx.lock.json"));
+    place.ok(&format!("apply int8.onnx.lock.json {MODEL} -o locked.onnx"));
+    assert!(place.read("int8.onnx") == place.read("locked.onnx"));
 }
 
 #[test]

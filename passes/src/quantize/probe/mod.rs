@@ -11,11 +11,11 @@ use std::collections::BTreeSet;
 use optix_ir::{ModelBuilder, Tensor};
 use optix_pipeline::{Deployment, KernelTime, Oracle, OracleError};
 
-use super::quantize_static::{ActivationType, Saturation};
 use super::target::operators::{Bridge, Folded, Mover, Product, Weighted};
 use super::target::{
     Activations, Bias, LeftFloat, Measured, Measurements, OperatorSets, Operators, Source, Target, Weights,
 };
+use super::types::{ActivationType, Saturation};
 use patterns::{Asks, Pattern};
 
 /// Operators with integer kernels that stay float unless a profile says otherwise, with what was measured.

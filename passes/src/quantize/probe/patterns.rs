@@ -2,9 +2,9 @@
 
 use optix_ir::{AttributeValue, DType, Model, ModelBuilder, Tensor};
 
-use crate::quantize::quantize_static::ActivationType;
 use crate::quantize::target::Runs;
 use crate::quantize::target::operators::{Bridge, Folded, Mover, Product, Weighted};
+use crate::quantize::types::ActivationType;
 
 /// What a pattern is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use optix_pipeline::{Cx, PassError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::quantize_static::{ActivationType, Saturation};
+use super::types::{ActivationType, Saturation, WeightType};
 pub use choice::TargetChoice;
 use operators::{Bridge, Folded, Mover, Product, Weighted};
 
@@ -368,6 +368,26 @@ pub(super) fn check_type(target: &Target, asked: ActivationType) -> Result<Runs,
         all.join(", "),
         if able.is_empty() { "none".to_owned() } else { able.join(", ") }
     )))
+}
+
+/// Checks that int4 weights can be written, and says what they are good for.
+///
+/// # Errors
+/// Says what to raise the operator set to.
+pub(super) fn check_small_weights(target: &Target, model: &Model, cx: &mut Cx<'_>) -> Result<(), PassError> {
+    const NEEDED: i64 = WeightType::LEAST_OF_INT4;
+    let version = model.opset_version(model.main(), "").unwrap_or(0);
+    if version < NEEDED {
+        return Err(PassError::Options(format!(
+            "int4 weights need operator set {NEEDED} and the model is written in {version}: raise it with a step \
+             `convert-opset` whose `version` is {NEEDED}"
+        )));
+    }
+    let engine = &target.engine;
+    cx.note(format!(
+        "{engine} makes floats of int4 weights: the file gets smaller by them, and nothing faster"
+    ));
+    Ok(())
 }
 
 /// Checks that a model is written in an operator set whose quantizers know the type, and warns where it is newer

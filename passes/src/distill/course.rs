@@ -1,0 +1,259 @@
+//! Training: steps along gradients until samples that are held out show no more gain.
+
+use optix_ir::Model;
+use optix_pipeline::{Cx, OracleError, PassError, digest, fingerprint};
+use optix_training::loss::Distance;
+use optix_training::optimizer::{AdamW, Trained, cosine, norm};
+use optix_training::{Aim, Parameter};
+
+use super::augment::{Augmentation, augmented};
+use super::distill::Loss;
+use super::pool::{Pool, together};
+use super::school::{Class, Teacher, pairs};
+use super::state::State;
+use crate::names::check_patterns;
+
+/// How to train: the options that all passes which train have.
+#[derive(Clone, Debug)]
+pub(super) struct Course<'a> {
+    pub(super) steps: u64,
+    pub(super) batch_size: usize,
+    pub(super) learning_rate: f32,
+    pub(super) weight_decay: f32,
+    pub(super) loss: Loss,
+    pub(super) temperature: f32,
+    pub(super) clip_norm: f32,
+    pub(super) augment: &'a [Augmentation],
+    pub(super) patience: usize,
+    pub(super) freeze_unsupported: bool,
+    pub(super) exclude: &'a [String],
+}
+
+/// Looks at the samples that are held out, over all steps.
+const LOOKS: u64 = 20;
+
+/// What came of training.
+pub(super) struct Learned {
+    /// Elements of every parameter.
+    pub(super) kept: Vec<Vec<f32>>,
+    pub(super) summary: String,
+}
+
+impl Course<'_> {
+    pub(super) fn check(&self, model: &Model) -> Result<(), PassError> {
+        let refuse = |what: &str| Err(PassError::Options(what.to_owned()));
+        if self.batch_size == 0 {
+            return refuse("`batch-size` 0: a step needs samples");
+        }
+        if !(self.learning_rate > 0.0 && self.learning_rate.is_finite()) {
+            return refuse("`learning-rate` must be above 0");
+        }
+        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
+            return refuse("`temperature` must be above 0");
+        }
+        if !(0.0..1.0).contains(&self.weight_decay) {
+            return refuse("`weight-decay` is from 0 to below 1");
+        }
+        if self.clip_norm.is_nan() || self.clip_norm < 0.0 {
+            return refuse("`clip-norm` is 0 or more");
+        }
+        check_patterns(model, self.exclude)
+    }
+
+    /// What is learned at an output.
+    fn distance(&self, model: &Model, output: usize) -> Distance {
+        let value = model.graph(model.main()).outputs()[output].value;
+        let made_by = |op_type: &str| {
+            model.value(value).producer().is_some_and(|(node, _)| model.node(node).is(op_type))
+        };
+        let name = model.value(value).name().to_lowercase();
+        let is_flat =
+            model.value(value).ty.as_ref().and_then(|ty| ty.shape()).is_some_and(|shape| shape.len() == 2);
+        let logits = Distance::Logits { temperature: self.temperature };
+        match self.loss {
+            Loss::Logits => logits,
+            Loss::Probabilities => Distance::Probabilities,
+            Loss::Squares => Distance::Squares,
+            Loss::Auto if made_by("Softmax") => Distance::Probabilities,
+            Loss::Auto if is_flat && ["logit", "score", "class"].iter().any(|word| name.contains(word)) => {
+                logits
+            }
+            Loss::Auto => Distance::Squares,
+        }
+    }
+
+    /// Trains parameters from where they start; nothing where the samples that are held out show no gain.
+    pub(super) fn learn(
+        &self,
+        model: &Model,
+        parameters: &[Parameter],
+        trained: Vec<Trained>,
+        cx: &mut Cx<'_>,
+    ) -> Result<Option<Learned>, PassError> {
+        let Some(teacher_model) = cx.teacher() else {
+            return Err(PassError::Options("there is no teacher".to_owned()));
+        };
+        let pairs = pairs(teacher_model, model)?;
+        let aims: Vec<Aim> = pairs
+            .iter()
+            .map(|&(_, output)| Aim { output, distance: self.distance(model, output), weight: 1.0 })
+            .collect();
+        let mut random = cx.rng("distill");
+        let mut pool = Pool::read(model, cx)?;
+        let count = self.batch_size.min(pool.train.len());
+        let places = pairs.iter().map(|&(place, _)| place);
+        // Samples held out have the numbers behind those to learn from.
+        let held = pool.train.len();
+        let mut teacher = Teacher::new(teacher_model, places, &pool.train[0], held + pool.held.len(), cx)?;
+        let class = |count: usize, teacher: &mut Teacher, cx: &mut Cx<'_>| -> Result<Class, PassError> {
+            let samples: Vec<_> = pool.train.iter().cycle().take(count).collect();
+            let given = teacher.asked(&together(&samples))?;
+            Class::new(model, parameters, (&aims, &given), (samples[0], count), self.freeze_unsupported, cx)
+        };
+        let mut at_work = class(count, &mut teacher, cx)?;
+        let mut at_exam = class(count.min(pool.held.len()), &mut teacher, cx)?;
+        for (node, reason) in at_work.frozen() {
+            cx.warn(format!("no gradient passes {node}: {reason}"));
+        }
+        let learns: Vec<bool> = at_work.learns().collect();
+        if !learns.contains(&true) {
+            return Err(PassError::Options("no gradient reaches any weight".to_owned()));
+        }
+        let first = at_exam.loss(&pool.held, held, &mut teacher, &trained)?;
+        if !first.is_finite() {
+            return Err(PassError::Options(
+                "the loss is not finite before the first step: outputs hold NaN or infinities".to_owned(),
+            ));
+        }
+        let mut now = State {
+            step: 0,
+            since: 0,
+            first,
+            best: first,
+            best_step: 0,
+            random: random.get_word_pos(),
+            order: pool.order.clone(),
+            next: pool.next,
+            kept: trained.iter().map(|one| one.elements.clone()).collect(),
+            trained,
+        };
+        let identity = self.identity(model, teacher_model, &pool, cx)?;
+        if let Some(kept) = resumed(&now, &identity, cx)? {
+            cx.note(format!("training went on from step {} of the checkpoint", kept.step));
+            random.set_word_pos(kept.random);
+            pool.order.clone_from(&kept.order);
+            pool.next = kept.next;
+            now = kept;
+        }
+        let adam = AdamW { decay: self.weight_decay, ..AdamW::default() };
+        let each = (self.steps / LOOKS).max(1);
+        let mut ended = None;
+        while now.step < self.steps && now.since < self.patience.max(1) as u64 {
+            cx.progress(&format!("learning, loss on others {:.4}", now.best), now.step, self.steps)?;
+            let numbers = pool.draw(count, &mut random);
+            let samples: Vec<_> = numbers.iter().map(|&number| &pool.train[number]).collect();
+            let mut feeds = together(&samples);
+            let given = if self.augment.is_empty() {
+                teacher.remembered(&numbers, &feeds)?
+            } else {
+                let change = |(name, tensor)| (name, augmented(tensor, self.augment, &mut random));
+                feeds = feeds.into_iter().map(change).collect();
+                teacher.asked(&feeds)?
+            };
+            let (loss, gradients) = at_work.gradients(&feeds, given, &now.trained)?;
+            let floats: Vec<_> = gradients
+                .iter()
+                .map(|gradient| gradient.to_slice::<f32>())
+                .collect::<Result<_, _>>()
+                .map_err(|error| {
+                    PassError::Options(format!("a gradient is not of 32-bit floats: {error}"))
+                })?;
+            let length = norm(&floats.iter().map(|floats| &**floats).collect::<Vec<_>>());
+            if !loss.is_finite() || !length.is_finite() {
+                ended = Some(now.step + 1);
+                break;
+            }
+            let factor = match self.clip_norm {
+                most if most > 0.0 && length > f64::from(most) => (f64::from(most) / length) as f32,
+                _ => 1.0,
+            };
+            let rate = cosine(self.learning_rate, now.step, self.steps, self.steps / 20);
+            let learning = now.trained.iter_mut().zip(&learns).filter(|(_, learns)| **learns);
+            for ((trained, _), gradient) in learning.zip(&floats) {
+                adam.step(trained, gradient, factor, rate, now.step + 1);
+            }
+            now.step += 1;
+            if now.step.is_multiple_of(each) || now.step == self.steps {
+                let loss = at_exam.loss(&pool.held, held, &mut teacher, &now.trained)?;
+                now.since += 1;
+                if loss < now.best {
+                    (now.best, now.best_step, now.since) = (loss, now.step, 0);
+                    now.kept = now.trained.iter().map(|one| one.elements.clone()).collect();
+                }
+                (now.random, now.next) = (random.get_word_pos(), pool.next);
+                now.order.clone_from(&pool.order);
+                keep(&now, &identity, cx)?;
+            }
+        }
+        let State { step, since, best, best_step, kept, .. } = now;
+        if step < self.steps && ended.is_none() {
+            cx.note(format!(
+                "ended after step {step}: nothing was gained for {since} looks at samples held out"
+            ));
+        }
+        if let Some(step) = ended {
+            cx.warn(format!("the loss was not finite at step {step}: a smaller `learning-rate` may help"));
+        }
+        cx.count("steps that were kept", best_step);
+        if best_step == 0 {
+            cx.note(format!(
+                "the model stays as it was: the loss on samples held out did not fall below {first:.3e}"
+            ));
+            return Ok(None);
+        }
+        let summary = format!(
+            "the loss on {} samples held out fell from {first:.3e} to {best:.3e} in {best_step} steps of {count} samples",
+            pool.held.len()
+        );
+        Ok(Some(Learned { kept, summary }))
+    }
+
+    /// What tells this training from all others.
+    fn identity(
+        &self,
+        model: &Model,
+        teacher: &Model,
+        pool: &Pool,
+        cx: &mut Cx<'_>,
+    ) -> Result<[u8; 32], PassError> {
+        let of = |model: &Model| {
+            fingerprint(model)
+                .map_err(|error| PassError::Options(format!("the model cannot be written: {error}")))
+        };
+        if cx.checkpoint().is_none() {
+            return Ok([0; 32]);
+        }
+        let (options, seed) = (format!("{self:?}"), cx.seed().to_le_bytes());
+        let (own, teachers) = (of(model)?, of(teacher)?);
+        let samples =
+            pool.train.iter().chain(&pool.held).flat_map(|sample| &sample.hashes).map(|hash| &hash[..]);
+        let parts = [options.as_bytes(), &seed, &own, &teachers];
+        Ok(digest(parts.into_iter().chain(samples)))
+    }
+}
+
+/// The state to go on from, where one was kept.
+fn resumed(start: &State, identity: &[u8; 32], cx: &mut Cx<'_>) -> Result<Option<State>, PassError> {
+    let Some(store) = cx.checkpoint() else { return Ok(None) };
+    let refused = |what: String| PassError::Options(format!("--checkpoint: {what}"));
+    let Some(bytes) = store.load().map_err(refused)? else { return Ok(None) };
+    let help = "remove the file to start anew, or name another";
+    State::from_bytes(&bytes, identity, start).map(Some).map_err(|what| refused(format!("{what}; {help}")))
+}
+
+/// Keeps a state where the user wants that.
+fn keep(state: &State, identity: &[u8; 32], cx: &mut Cx<'_>) -> Result<(), PassError> {
+    let Some(store) = cx.checkpoint() else { return Ok(()) };
+    let saved = store.save(&state.to_bytes(identity));
+    Ok(saved.map_err(|what| OracleError::Environment(format!("--checkpoint: {what}")))?)
+}
