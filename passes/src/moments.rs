@@ -10,7 +10,7 @@ use crate::numbered;
 use crate::unroll::{Unrolled, some};
 
 /// Bytes that what is kept of all layers that are looked at together may take.
-const ROOM: u64 = 256 << 20;
+pub(crate) const ROOM: u64 = 256 << 20;
 
 /// Positions of a layer's output that are looked at, over all samples: some for each weight of a channel.
 fn positions(depth: usize) -> usize {
@@ -72,7 +72,7 @@ impl<'a> Shared<'a> {
 
 /// Layers in parts that there is room for at a time, in order.
 pub(crate) fn parts<'a, T>(layers: &'a [T], unrolled: &dyn Fn(&T) -> &Unrolled) -> Vec<&'a [T]> {
-    in_parts(layers, usize::MAX, &|layer| bytes(unrolled(layer)))
+    in_parts(layers, ROOM, usize::MAX, &|layer| bytes(unrolled(layer)))
 }
 
 /// Bytes that the sums of a layer take.
@@ -80,16 +80,21 @@ pub(crate) fn bytes(unrolled: &Unrolled) -> u64 {
     Gram::bytes(unrolled.depth).saturating_mul(unrolled.groups as u64)
 }
 
-/// Parts of a list, in order: of at most so many, and with room for all of a part where more than one is in it.
-pub(crate) fn in_parts<'a, T>(all: &'a [T], most: usize, bytes: &dyn Fn(&T) -> u64) -> Vec<&'a [T]> {
-    let (mut parts, mut start, mut room) = (Vec::new(), 0, 0u64);
+/// Parts of a list, in order: of at most so many, and within `room` bytes where more than one is in it.
+pub(crate) fn in_parts<'a, T>(
+    all: &'a [T],
+    room: u64,
+    most: usize,
+    bytes: &dyn Fn(&T) -> u64,
+) -> Vec<&'a [T]> {
+    let (mut parts, mut start, mut taken) = (Vec::new(), 0, 0u64);
     for (index, one) in all.iter().enumerate() {
         let own = bytes(one);
-        if index > start && (index - start >= most || room.saturating_add(own) > ROOM) {
+        if index > start && (index - start >= most || taken.saturating_add(own) > room) {
             parts.push(&all[start..index]);
-            (start, room) = (index, 0);
+            (start, taken) = (index, 0);
         }
-        room = room.saturating_add(own);
+        taken = taken.saturating_add(own);
     }
     if start < all.len() {
         parts.push(&all[start..]);

@@ -38,7 +38,7 @@ pub struct Distill {
     /// Samples of a step. [default: 64]
     #[arg(long, value_name = "N")]
     pub batch_size: Option<usize>,
-    /// Greatest learning rate. [default: 0.001]
+    /// Greatest learning rate. [default: 0.001; of a quantized model 0.00005, with fewer than 8 bits 0.0005]
     #[arg(long, value_name = "RATE")]
     pub learning_rate: Option<f64>,
     /// How outputs are compared with the teacher's. [default: auto]
@@ -50,6 +50,13 @@ pub struct Distill {
     /// Show pictures changed a little; may be repeated.
     #[arg(long, value_enum, value_name = "CHANGE")]
     pub augment: Vec<DistillChange>,
+    /// Learn values on the way too: a name that both models have, `*` for any run of characters, or `auto`; may be
+    /// repeated.
+    #[arg(long, value_name = "NAME")]
+    pub features: Vec<String>,
+    /// What classes that samples are labelled with count, where the teacher counts 1. [default: 0]
+    #[arg(long, value_name = "NUMBER")]
+    pub label_weight: Option<f64>,
     /// Take what is read by operators without a gradient as constant, instead of refusing.
     #[arg(long)]
     pub freeze_unsupported: bool,

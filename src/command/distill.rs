@@ -30,8 +30,7 @@ pub fn distill(global: &Global, options: &Distill) -> anyhow::Result<()> {
     }
     // Integers behind dequantizers are trained with their rounding.
     let loaded = setup::load(global, &options.model)?.model;
-    let is_quantized = loaded.walk().any(|id| loaded.node(id).is("DequantizeLinear"));
-    let step = if is_quantized { "distill-quantized" } else { "distill" };
+    let step = if optix_passes::distill::is_quantized(&loaded) { "distill-quantized" } else { "distill" };
     let number = |value: Option<f64>| value.map(|value| format!("{value:?}"));
     let changes: Vec<String> = options.augment.iter().map(|&change| word(change)).collect();
     let given = [
@@ -41,6 +40,8 @@ pub fn distill(global: &Global, options: &Distill) -> anyhow::Result<()> {
         ("loss", options.loss.map(word)),
         ("temperature", number(options.temperature)),
         ("augment", (!changes.is_empty()).then(|| format!("[{}]", changes.join(", ")))),
+        ("features", (!options.features.is_empty()).then(|| format!("[{}]", list(&options.features)))),
+        ("label-weight", number(options.label_weight)),
         ("freeze-unsupported", options.freeze_unsupported.then(|| "true".to_owned())),
         ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(&options.exclude)))),
     ];

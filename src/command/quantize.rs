@@ -44,6 +44,10 @@ pub fn quantize(global: &Global, options: &Quantize) -> anyhow::Result<()> {
             Some(Override { step: step.into(), option: option.into(), value: value? })
         })
         .collect();
+    if options.distill_steps.is_some() && !options.exclude.is_empty() {
+        let (step, option) = ("distill-quantized".to_owned(), "exclude".to_owned());
+        overrides.push(Override { step, option, value: format!("[{}]", list(&options.exclude)) });
+    }
     if method == Method::WeightOnly && options.bits == Some(2) {
         // Types of 2 bits came with operator set 25.
         let (step, option) = ("convert-opset".to_owned(), "version".to_owned());

@@ -192,6 +192,9 @@ pub fn run_recipe(
     if checkpoint.is_some() && !recipe.steps.iter().any(|step| step.pass.wants_teacher()) {
         bail!("--checkpoint: no step of this recipe trains");
     }
+    if checkpoint.is_some() && recipe.steps.iter().filter(|step| step.pass.wants_teacher()).count() > 1 {
+        bail!("--checkpoint holds one training, and this recipe has several: run them one after the other");
+    }
     let mut statistics = StatisticsFiles::open(&data.stats)?;
     let evaluation_data = match &recipe.data.eval {
         None => None,

@@ -203,7 +203,31 @@ pub fn notes(report: &Report) -> Vec<String> {
         .steps
         .iter()
         .flat_map(|step| step.changes.notes.iter().map(move |note| format!("{}: {note}", step.id)));
-    notes.map(|note| optix_base::escape_for_terminal(&note).into_owned()).collect()
+    let curves =
+        report.steps.iter().flat_map(|step| step.changes.curves.iter().map(move |curve| (step, curve)));
+    let curves = curves.map(|(step, curve)| format!("{}: {} {}", step.id, curve.name, spark(&curve.points)));
+    notes.chain(curves).map(|note| optix_base::escape_for_terminal(&note).into_owned()).collect()
+}
+
+/// A curve in a line of text: as many bars as it has points, the least and the greatest figure as the ends of their
+/// logarithms, and the first and the last one in numbers.
+pub fn spark(points: &[[f64; 2]]) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let log = |y: f64| y.max(f64::MIN_POSITIVE).ln();
+    let known = points.iter().map(|point| point[1]).filter(|y| y.is_finite());
+    let (low, high) = known
+        .clone()
+        .map(log)
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
+    let bar = |y: f64| {
+        let share = if high > low { (log(y) - low) / (high - low) } else { 0.0 };
+        BARS[((share * 8.0) as usize).min(7)]
+    };
+    let bars: String = known.clone().map(bar).collect();
+    match (known.clone().next(), known.last()) {
+        (Some(first), Some(last)) => format!("{bars} {first:.3e} -> {last:.3e}"),
+        _ => bars,
+    }
 }
 
 /// One sentence an output.

@@ -1,11 +1,11 @@
 //! The report as one self-contained HTML page with plots.
 
 use askama::Template;
-use optix_pipeline::Layer;
 use optix_pipeline::report::Report;
+use optix_pipeline::{Curve, Layer};
 
 use super::format;
-use super::plot::{Bar, Stack, bars, stacked};
+use super::plot::{Bar, Stack, bars, curve, stacked};
 
 /// Rows of a plot at most: the worst.
 const PLOTTED: usize = 60;
@@ -182,6 +182,8 @@ fn plots(report: &Report) -> Vec<String> {
         plots.extend(of_shares(&step.id, &layers));
         plots.extend(of_ratios(&step.id, &layers));
         plots.extend(of_times(&step.id, &layers));
+        let titled = |one: &Curve| curve(&format!("{}: {}", step.id, one.name), &one.points);
+        plots.extend(step.changes.curves.iter().filter(|one| one.points.len() > 1).map(titled));
     }
     plots
 }

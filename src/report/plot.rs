@@ -175,6 +175,51 @@ fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
     (low, high.max(low + 1))
 }
 
+/// A line through points, the second figure of each logarithmic.
+pub fn curve(title: &str, points: &[[f64; 2]]) -> String {
+    const LEFT: f64 = 70.0;
+    const TOP: f64 = 30.0;
+    const WIDTH: f64 = 720.0;
+    const HEIGHT: f64 = 160.0;
+    let points: Vec<[f64; 2]> =
+        points.iter().copied().filter(|[x, y]| x.is_finite() && *y > 0.0 && y.is_finite()).collect();
+    let end = points.iter().map(|point| point[0]).fold(0.0, f64::max).max(f64::MIN_POSITIVE);
+    let (y0, y1) = decades(points.iter().map(|point| point[1]));
+    let across = |x: f64| LEFT + x / end * WIDTH;
+    let down = |y: f64| TOP + HEIGHT - (y.log10() - f64::from(y0)) / f64::from(y1 - y0) * HEIGHT;
+    let (bottom, right) = (TOP + HEIGHT, LEFT + WIDTH);
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{title}\"><text x=\"0\" y=\"14\" class=\"title\">{title}</text>",
+        right + 50.0,
+        bottom + 25.0,
+        title = escape(title)
+    );
+    // Writing to a string cannot fail.
+    for power in y0..=y1 {
+        let y = down(10f64.powi(power));
+        let _ = write!(
+            svg,
+            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1}\" class=\"label\">{}</text>",
+            LEFT - 6.0,
+            y + 4.0,
+            power_of_ten(power)
+        );
+    }
+    let at = |point: &[f64; 2]| format!("{:.1},{:.1}", across(point[0]), down(point[1]));
+    let line: Vec<String> = points.iter().map(at).collect();
+    let _ = write!(svg, "<polyline points=\"{}\" class=\"roof\"/>", line.join(" "));
+    for [x, y] in &points {
+        let _ = write!(
+            svg,
+            "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" class=\"dot\"><title>{x}: {y:.3e}</title></circle>",
+            across(*x),
+            down(*y)
+        );
+    }
+    let _ = write!(svg, "<text x=\"{right}\" y=\"{}\" class=\"middle\">{end}</text></svg>", bottom + 16.0);
+    svg
+}
+
 /// A roofline plot: rate over intensity, both logarithmic.
 pub fn roofline(title: &str, roof: Roof, dots: &[Dot]) -> String {
     const LEFT: f64 = 70.0;

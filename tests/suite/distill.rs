@@ -220,3 +220,32 @@ fn zeros_and_pairs_of_a_quantized_model_stay() {
         assert!(verdict.contains("layers proven") && !verdict.contains("may saturate"), "{verdict}");
     }
 }
+
+#[test]
+fn values_on_the_way_and_classes_are_learned_too() {
+    let place = Place::new();
+    place.ok(&format!(
+        "prune {MODEL} -o small.onnx --flops 0.5 --recover=false {CALIB} --calib-samples 64 -q"
+    ));
+    let line = |out: &str, more: &str| {
+        format!("distill small.onnx --teacher {MODEL} -o {out}.onnx --steps 30 {CALIB} {more}")
+    };
+    place.ok(&line("plain", "-q"));
+    place.ok(&line("features", "--features auto -q"));
+    place.ok(&line("labels", "--label-weight 0.5 -q"));
+    let plain = place.read("plain.onnx");
+    assert!(place.read("features.onnx") != plain && place.read("labels.onnx") != plain);
+    // Adapters are left behind, and so is everything about them.
+    assert_eq!(place.read("features.onnx").len(), plain.len());
+    place.ok(&line("one", "--features auto --threads 1 -q"));
+    assert!(place.read("one.onnx") == place.read("features.onnx"), "on one thread");
+    let report = place.json(&line("again", "--json"));
+    let step = report["steps"].as_array().and_then(|steps| steps.last()).expect("a step");
+    let points = step["changes"]["curves"][0]["points"].as_array().expect("a curve");
+    assert_eq!(points.len(), 16, "the start and every second step: {points:?}");
+    let refused = |more: &str| place.ends(&line("x", more), 2).stderr;
+    let named = refused("--features nothing-like-it");
+    assert!(named.contains("no float value is called `nothing-like-it`"), "{named}");
+    assert!(refused("--label-weight=-1").contains("`label-weight` is 0 or more"));
+    assert!(!place.exists("x.onnx"));
+}

@@ -15,6 +15,7 @@ mod gradients;
 mod hostile;
 mod lab;
 mod ledger;
+mod losses;
 mod low_rank;
 mod models;
 mod mutations;

@@ -16,6 +16,9 @@ pub struct Changes {
     pub skips: Vec<Skip>,
     /// What became of every node the pass is about.
     pub layers: Vec<Layer>,
+    /// How figures went on while it worked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub curves: Vec<Curve>,
     /// What was found out on the way.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -28,6 +31,15 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         self.patches.is_empty() && self.counters.values().all(|&count| count == 0)
     }
+}
+
+/// How a figure went on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Curve {
+    /// What it is.
+    pub name: String,
+    /// Steps, and the figure behind each.
+    pub points: Vec<[f64; 2]>,
 }
 
 /// A node left alone.

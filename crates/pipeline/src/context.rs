@@ -9,7 +9,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::changes::{Changes, Layer, Skip};
+use crate::changes::{Changes, Curve, Layer, Skip};
 use crate::decisions::{DecisionError, Decisions};
 use crate::deployment::Deployment;
 use crate::oracle::{Batches, NoOracle, Oracle, OracleError, Visitor};
@@ -446,6 +446,11 @@ impl<'a> Cx<'a> {
     /// Tells the user what was found out, such as a measurement a decision rests on.
     pub fn note(&mut self, what: impl Into<String>) {
         self.changes.notes.push(what.into());
+    }
+
+    /// Records how a figure went on, from step to step.
+    pub fn curve(&mut self, name: &str, points: &[[f64; 2]]) {
+        self.changes.curves.push(Curve { name: name.to_owned(), points: points.to_vec() });
     }
 
     /// Tells the user something.

@@ -22,10 +22,11 @@ pub mod runner;
 mod schema;
 
 pub use optix_data::{
-    Batch, Bound, DataError, Dataset, Difference, Distance, InputSpec, Ratio, SignalNoise, decibels, noise_at,
+    Batch, Bound, DataError, Dataset, Difference, Distance, InputSpec, Ratio, SignalNoise, check_labels,
+    decibels, noise_at,
 };
 
-pub use changes::{Changes, ErrorSplit, Layer, Skip};
+pub use changes::{Changes, Curve, ErrorSplit, Layer, Skip};
 pub use context::{Calibration, CheckpointStore, Cx, NoProgress, Progress, Resources, StatisticsStore};
 pub use decisions::{DecisionError, Decisions};
 pub use deployment::{Deployment, KernelTime};

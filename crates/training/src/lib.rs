@@ -8,4 +8,4 @@ pub mod loss;
 pub mod optimizer;
 mod student;
 
-pub use student::{Aim, Parameter, Student, StudentError, parameters};
+pub use student::{Aim, Parameter, Student, StudentError, parameters, shaped};

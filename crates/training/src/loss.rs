@@ -19,6 +19,11 @@ pub enum Distance {
     Probabilities,
     /// Sum of squared differences over the sum of the teacher's squares: 0.01 is 20 dB.
     Squares,
+    /// Cross entropy with classes that are known: the teacher's value is 1 at the class of a row and 0 elsewhere.
+    Classes {
+        /// Whether the student's are logits; probabilities otherwise.
+        of_logits: bool,
+    },
 }
 
 /// A term of a loss.
@@ -72,6 +77,19 @@ fn of_term(back: &mut Back<'_>, term: &Term, shape: &[usize]) -> ValueId {
             });
             let sum = divergence(back, term.teacher, teacher, student, rank);
             back.times(sum, 1.0 / rows as f32)
+        }
+        Distance::Classes { of_logits } => {
+            let logs = match of_logits {
+                true => back.push(Node::new("LogSoftmax", [term.student]).with("axis", -1), shape),
+                false => {
+                    let least = back.number(LEAST);
+                    let above = back.binary("Max", term.student, least);
+                    back.unary("Log", above)
+                }
+            };
+            let each = back.mul(term.teacher, logs);
+            let sum = total(back, each, rank);
+            back.times(sum, -1.0 / rows as f32)
         }
         Distance::Squares => {
             let difference = back.sub(term.student, term.teacher);

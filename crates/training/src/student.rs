@@ -54,6 +54,16 @@ pub fn parameters(model: &Model) -> Vec<Parameter> {
             if op_type == "Gather" && model.opset_of(node) < Some(16) {
                 continue;
             }
+            // Scales of weights that are stored in integers go with those.
+            let is_scale = op_type == "Mul" && {
+                let made_by =
+                    |value: ValueId| model.value(value).producer().map(|(node, _)| model.node(node));
+                let cast = model.node(node).input(1 - slot).and_then(made_by).filter(|node| node.is("Cast"));
+                cast.and_then(|cast| cast.input(0)).is_some_and(|read| model.constant(read).is_some())
+            };
+            if is_scale {
+                continue;
+            }
             // What a node `Constant` gives is made an initializer by `fold-constants`.
             if model.value(value).producer().is_some() {
                 continue;
@@ -67,11 +77,11 @@ pub fn parameters(model: &Model) -> Vec<Parameter> {
     found
 }
 
-/// What is to be learned at an output.
+/// What is to be learned at a value.
 #[derive(Clone, Copy, Debug)]
 pub struct Aim {
-    /// Number of the output.
-    pub output: usize,
+    /// The value: an output, or one on the way.
+    pub value: ValueId,
     /// How it is compared with the teacher's.
     pub distance: Distance,
     /// What it counts.
@@ -114,7 +124,7 @@ pub enum StudentError {
 }
 
 impl Student {
-    /// Makes a model ready for inputs of these shapes and for outputs of a teacher: an aim's at its place.
+    /// Makes a model ready for inputs of these shapes and for what a teacher gives: an aim's at its place.
     ///
     /// # Errors
     /// When outputs do not fit the teacher's, or nodes have no gradient and `freeze` is not set.
@@ -141,7 +151,7 @@ impl Student {
         infer::infer(&mut model, evaluator);
         let (mut targets, mut terms) = (Vec::new(), Vec::new());
         for (aim, shape) in aims {
-            let student = model.graph(main).outputs()[aim.output].value;
+            let student = aim.value;
             let teacher = model.add_fresh_value(main, "teacher");
             model.add_input(ValueInfo::new(teacher, Some(fixed(shape))));
             let own = model.value(student).ty.as_ref().and_then(Type::fixed_shape);
@@ -159,6 +169,13 @@ impl Student {
         let gradients = gradient::differentiate(&mut model, loss, &inputs, freeze)?;
         Ok(Student { targets, inputs, loss, gradients: gradients.of, frozen: gradients.frozen, model })
     }
+}
+
+/// A copy of a model with all shapes that follow from these of its inputs.
+pub fn shaped(model: &Model, shapes: &[(ValueId, Vec<usize>)], evaluator: &dyn Evaluator) -> Model {
+    let mut model = with_shapes(model, shapes);
+    infer::infer(&mut model, evaluator);
+    model
 }
 
 /// A copy of a model for inputs of these shapes, all other shapes forgotten.

@@ -1,6 +1,6 @@
 //! Training: steps along gradients until samples that are held out show no more gain.
 
-use optix_ir::Model;
+use optix_ir::{Model, Tensor};
 use optix_pipeline::{Cx, OracleError, PassError, digest, fingerprint};
 use optix_training::loss::Distance;
 use optix_training::optimizer::{AdamW, Trained, cosine, norm};
@@ -8,8 +8,9 @@ use optix_training::{Aim, Parameter};
 
 use super::augment::{Augmentation, augmented};
 use super::distill::Loss;
+use super::features;
 use super::pool::{Pool, together};
-use super::school::{Class, Teacher, pairs};
+use super::school::{self, Class, Teacher, fed, pairs};
 use super::state::State;
 use crate::names::check_patterns;
 
@@ -26,11 +27,17 @@ pub(super) struct Course<'a> {
     pub(super) augment: &'a [Augmentation],
     pub(super) patience: usize,
     pub(super) freeze_unsupported: bool,
+    pub(super) features: &'a [String],
+    pub(super) feature_weight: f32,
+    pub(super) label_weight: f32,
     pub(super) exclude: &'a [String],
 }
 
 /// Looks at the samples that are held out, over all steps.
 const LOOKS: u64 = 20;
+
+/// What becomes of parameters when they are written.
+pub(super) type Written<'a> = &'a dyn Fn(Vec<Vec<f32>>) -> Vec<Vec<f32>>;
 
 /// What came of training.
 pub(super) struct Learned {
@@ -57,6 +64,11 @@ impl Course<'_> {
         if self.clip_norm.is_nan() || self.clip_norm < 0.0 {
             return refuse("`clip-norm` is 0 or more");
         }
+        for (name, weight) in [("feature-weight", self.feature_weight), ("label-weight", self.label_weight)] {
+            if !(weight >= 0.0 && weight.is_finite()) {
+                return refuse(&format!("`{name}` is 0 or more"));
+            }
+        }
         check_patterns(model, self.exclude)
     }
 
@@ -82,36 +94,71 @@ impl Course<'_> {
         }
     }
 
-    /// Trains parameters from where they start; nothing where the samples that are held out show no gain.
+    /// Trains parameters from where they start; nothing where the samples that are held out show no gain. These judge what
+    /// is `written` of the parameters.
     pub(super) fn learn(
         &self,
         model: &Model,
         parameters: &[Parameter],
         trained: Vec<Trained>,
+        written: Written<'_>,
         cx: &mut Cx<'_>,
     ) -> Result<Option<Learned>, PassError> {
         let Some(teacher_model) = cx.teacher() else {
             return Err(PassError::Options("there is no teacher".to_owned()));
         };
         let pairs = pairs(teacher_model, model)?;
-        let aims: Vec<Aim> = pairs
-            .iter()
-            .map(|&(_, output)| Aim { output, distance: self.distance(model, output), weight: 1.0 })
-            .collect();
+        let output = |model: &Model, place: usize| model.graph(model.main()).outputs()[place].value;
+        let aim = |&(_, place): &(usize, usize)| Aim {
+            value: output(model, place),
+            distance: self.distance(model, place),
+            weight: 1.0,
+        };
+        let mut aims: Vec<Aim> = pairs.iter().map(aim).collect();
         let mut random = cx.rng("distill");
         let mut pool = Pool::read(model, cx)?;
         let count = self.batch_size.min(pool.train.len());
-        let places = pairs.iter().map(|&(place, _)| place);
+        let of_teacher = pairs.iter().map(|&(place, _)| output(teacher_model, place)).collect();
         // Samples held out have the numbers behind those to learn from.
         let held = pool.train.len();
-        let mut teacher = Teacher::new(teacher_model, places, &pool.train[0], held + pool.held.len(), cx)?;
-        let class = |count: usize, teacher: &mut Teacher, cx: &mut Cx<'_>| -> Result<Class, PassError> {
-            let samples: Vec<_> = pool.train.iter().cycle().take(count).collect();
-            let given = teacher.asked(&together(&samples))?;
-            Class::new(model, parameters, (&aims, &given), (samples[0], count), self.freeze_unsupported, cx)
-        };
-        let mut at_work = class(count, &mut teacher, cx)?;
-        let mut at_exam = class(count.min(pool.held.len()), &mut teacher, cx)?;
+        let first = &pool.train[0];
+        let mut teacher = Teacher::new(teacher_model, of_teacher, first, held + pool.held.len(), cx)?;
+        let own = fed(model, first, count)?;
+        let mut features =
+            features::pairs((teacher_model, &teacher.shapes(first, count)), (model, &own), self.features)?;
+        teacher.watch(features.iter().map(|feature| feature.teacher));
+        // With adapters, which are trained along and left behind.
+        let mut wide = model.clone();
+        let (mut parameters, mut trained) = (parameters.to_vec(), trained);
+        let plain = parameters.len();
+        let many: Vec<_> = pool.train.iter().cycle().take(count).collect();
+        let mut given = teacher.asked(&together(&many))?;
+        let given_shapes: Vec<Vec<usize>> =
+            given[aims.len()..].iter().map(|tensor| tensor.shape().to_vec()).collect();
+        let adapters =
+            features::adapt(&mut wide, &mut features, &given_shapes, &own, &mut cx.rng("adapters"));
+        for (parameter, start) in adapters {
+            parameters.push(parameter);
+            trained.push(start);
+        }
+        // Samples held out are judged by what outputs alone lose.
+        let judged = aims.len();
+        aims.extend(features.iter().map(|feature| Aim {
+            value: feature.student,
+            distance: Distance::Squares,
+            weight: self.feature_weight / features.len() as f32,
+        }));
+        let labelled = self.labelled(model, &aims[..judged], &given)?;
+        if let Some((aim, classes)) = labelled {
+            aims.push(aim);
+            given.push(school::classes(&many, classes)?);
+        }
+        let freeze = self.freeze_unsupported;
+        let mut at_work = Class::new(&wide, &parameters, (&aims, &given), (first, count), freeze, cx)?;
+        let few = count.min(pool.held.len());
+        let given = teacher.asked(&together(&many[..few]))?;
+        let mut at_exam =
+            Class::new(&wide, &parameters, (&aims[..judged], &given), (first, few), freeze, cx)?;
         for (node, reason) in at_work.frozen() {
             cx.warn(format!("no gradient passes {node}: {reason}"));
         }
@@ -119,7 +166,12 @@ impl Course<'_> {
         if !learns.contains(&true) {
             return Err(PassError::Options("no gradient reaches any weight".to_owned()));
         }
-        let first = at_exam.loss(&pool.held, held, &mut teacher, &trained)?;
+        let as_written = |trained: &[Trained]| -> Vec<Trained> {
+            let elements = written(trained[..plain].iter().map(|one| one.elements.clone()).collect());
+            let own = elements.into_iter().map(|elements| Trained::new(elements, false, false));
+            own.chain(trained[plain..].iter().cloned()).collect()
+        };
+        let first = at_exam.loss(&pool.held, held, &mut teacher, &as_written(&trained))?;
         if !first.is_finite() {
             return Err(PassError::Options(
                 "the loss is not finite before the first step: outputs hold NaN or infinities".to_owned(),
@@ -136,6 +188,7 @@ impl Course<'_> {
             next: pool.next,
             kept: trained.iter().map(|one| one.elements.clone()).collect(),
             trained,
+            curve: vec![[0.0, first]],
         };
         let identity = self.identity(model, teacher_model, &pool, cx)?;
         if let Some(kept) = resumed(&now, &identity, cx)? {
@@ -146,20 +199,23 @@ impl Course<'_> {
             now = kept;
         }
         let adam = AdamW { decay: self.weight_decay, ..AdamW::default() };
-        let each = (self.steps / LOOKS).max(1);
+        let each = self.steps.div_ceil(LOOKS).max(1);
         let mut ended = None;
         while now.step < self.steps && now.since < self.patience.max(1) as u64 {
             cx.progress(&format!("learning, loss on others {:.4}", now.best), now.step, self.steps)?;
             let numbers = pool.draw(count, &mut random);
             let samples: Vec<_> = numbers.iter().map(|&number| &pool.train[number]).collect();
             let mut feeds = together(&samples);
-            let given = if self.augment.is_empty() {
+            let mut given = if self.augment.is_empty() {
                 teacher.remembered(&numbers, &feeds)?
             } else {
                 let change = |(name, tensor)| (name, augmented(tensor, self.augment, &mut random));
                 feeds = feeds.into_iter().map(change).collect();
                 teacher.asked(&feeds)?
             };
+            if let Some((_, classes)) = labelled {
+                given.push(school::classes(&samples, classes)?);
+            }
             let (loss, gradients) = at_work.gradients(&feeds, given, &now.trained)?;
             let floats: Vec<_> = gradients
                 .iter()
@@ -184,8 +240,9 @@ impl Course<'_> {
             }
             now.step += 1;
             if now.step.is_multiple_of(each) || now.step == self.steps {
-                let loss = at_exam.loss(&pool.held, held, &mut teacher, &now.trained)?;
+                let loss = at_exam.loss(&pool.held, held, &mut teacher, &as_written(&now.trained))?;
                 now.since += 1;
+                now.curve.push([now.step as f64, loss]);
                 if loss < now.best {
                     (now.best, now.best_step, now.since) = (loss, now.step, 0);
                     now.kept = now.trained.iter().map(|one| one.elements.clone()).collect();
@@ -195,7 +252,9 @@ impl Course<'_> {
                 keep(&now, &identity, cx)?;
             }
         }
-        let State { step, since, best, best_step, kept, .. } = now;
+        let State { step, since, best, best_step, mut kept, curve, .. } = now;
+        kept.truncate(plain);
+        cx.curve("loss on samples held out, by step", &curve);
         if step < self.steps && ended.is_none() {
             cx.note(format!(
                 "ended after step {step}: nothing was gained for {since} looks at samples held out"
@@ -216,6 +275,28 @@ impl Course<'_> {
             pool.held.len()
         );
         Ok(Some(Learned { kept, summary }))
+    }
+
+    /// What labels are learned at: the first output that has a row of classes for each sample, and how many these are.
+    fn labelled(
+        &self,
+        model: &Model,
+        aims: &[Aim],
+        given: &[Tensor],
+    ) -> Result<Option<(Aim, usize)>, PassError> {
+        if self.label_weight == 0.0 {
+            return Ok(None);
+        }
+        let found = aims.iter().zip(given).find(|(_, given)| given.shape().len() == 2);
+        let Some((aim, given)) = found else {
+            return Err(PassError::Options(
+                "`label-weight`: no output has two axes, samples and classes".to_owned(),
+            ));
+        };
+        let of_logits = !matches!(aim.distance, Distance::Probabilities)
+            && !model.value(aim.value).producer().is_some_and(|(node, _)| model.node(node).is("Softmax"));
+        let distance = Distance::Classes { of_logits };
+        Ok(Some((Aim { value: aim.value, distance, weight: self.label_weight }, given.shape()[1])))
     }
 
     /// What tells this training from all others.

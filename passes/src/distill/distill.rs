@@ -61,6 +61,14 @@ pub struct Distill {
     pub patience: usize,
     /// Take what is read by operators without a gradient as constant instead of refusing.
     pub freeze_unsupported: bool,
+    /// Values on the way that are learned too: names that both models have, with `*` for any run of characters (behind a
+    /// Softmax of attention these are its maps); `auto` for up to four that blocks end with. Where widths differ an
+    /// adapter, which is left behind afterwards, stands between.
+    pub features: Vec<String>,
+    /// What they count all together, where outputs count 1.
+    pub feature_weight: f32,
+    /// What the classes that samples are labelled with count, where the teacher counts 1.
+    pub label_weight: f32,
     /// Leave the weights of these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -78,6 +86,9 @@ impl Default for Distill {
             augment: Vec::new(),
             patience: 10,
             freeze_unsupported: false,
+            features: Vec::new(),
+            feature_weight: 1.0,
+            label_weight: 0.0,
             exclude: Vec::new(),
         }
     }
@@ -115,6 +126,9 @@ impl Distill {
             augment: &self.augment,
             patience: self.patience,
             freeze_unsupported: self.freeze_unsupported,
+            features: &self.features,
+            feature_weight: self.feature_weight,
+            label_weight: self.label_weight,
             exclude: &self.exclude,
         }
     }
@@ -166,7 +180,9 @@ impl Pass for Distill {
         let name = |model: &Model, parameter: &Parameter| model.value(parameter.value).name().to_owned();
         let found = cx.decide("weights", |cx| {
             let trained: Vec<Trained> = all.iter().map(|one| started(model, one)).collect();
-            let Some(learned) = course.learn(model, &all, trained, cx)? else { return Ok(Vec::new()) };
+            let Some(learned) = course.learn(model, &all, trained, &|elements| elements, cx)? else {
+                return Ok(Vec::new());
+            };
             cx.note(learned.summary);
             let recorded = all.iter().zip(learned.kept).enumerate().map(|(place, (parameter, elements))| {
                 Recorded { name: name(model, parameter), place, elements: PackedFloats(elements) }

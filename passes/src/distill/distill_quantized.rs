@@ -48,6 +48,14 @@ pub struct DistillQuantized {
     pub patience: usize,
     /// Take what is read by operators without a gradient as constant instead of refusing.
     pub freeze_unsupported: bool,
+    /// Values on the way that are learned too: names that both models have, with `*` for any run of characters (behind a
+    /// Softmax of attention these are its maps); `auto` for up to four that blocks end with. Where widths differ an
+    /// adapter, which is left behind afterwards, stands between.
+    pub features: Vec<String>,
+    /// What they count all together, where outputs count 1.
+    pub feature_weight: f32,
+    /// What the classes that samples are labelled with count, where the teacher counts 1.
+    pub label_weight: f32,
     /// Leave the weights of these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -64,6 +72,9 @@ impl Default for DistillQuantized {
             augment: Vec::new(),
             patience: 20,
             freeze_unsupported: false,
+            features: Vec::new(),
+            feature_weight: 1.0,
+            label_weight: 0.0,
             exclude: Vec::new(),
         }
     }
@@ -98,9 +109,17 @@ impl DistillQuantized {
             augment: &self.augment,
             patience: self.patience,
             freeze_unsupported: self.freeze_unsupported,
+            features: &self.features,
+            feature_weight: self.feature_weight,
+            label_weight: self.label_weight,
             exclude: &self.exclude,
         }
     }
+}
+
+/// Whether a model has weights in integers that this pass can train.
+pub fn is_quantized(model: &Model) -> bool {
+    Unfolded::of(model, None, &[]).has_integers()
 }
 
 /// The row of a layer.
@@ -149,7 +168,9 @@ impl Pass for DistillQuantized {
             cx.skip(model, *layer, why.clone());
         }
         let found = cx.decide("weights", |cx| {
-            let learned = course.learn(&unfolded.model, &unfolded.parameters, unfolded.trained(), cx)?;
+            let written = |elements: Vec<Vec<f32>>| unfolded.rounded(model, elements, &self.exclude);
+            let (student, parameters) = (&unfolded.model, &unfolded.parameters);
+            let learned = course.learn(student, parameters, unfolded.trained(), &written, cx)?;
             let Some(learned) = learned else { return Ok(Vec::new()) };
             cx.note(learned.summary);
             let parts = unfolded.parts.iter().zip(unfolded.plain(learned.kept)).enumerate();

@@ -9,6 +9,25 @@ use crate::quantize::{dequantized, partners, stored_weight};
 use crate::unroll::Unrolled;
 
 impl Unfolded {
+    /// Parameters that the model has once they are written into it: what integers stand for. As they are where that cannot be
+    /// told.
+    pub(super) fn rounded(
+        &self,
+        quantized: &Model,
+        elements: Vec<Vec<f32>>,
+        exclude: &[String],
+    ) -> Vec<Vec<f32>> {
+        let mut folded = quantized.clone();
+        if self.fold(&mut folded, &self.plain(elements.clone())).is_err() {
+            return elements;
+        }
+        let again = Unfolded::of(&folded, None, exclude);
+        match again.has_parts_of(self) {
+            true => again.trained().into_iter().map(|one| one.elements).collect(),
+            false => elements,
+        }
+    }
+
     /// Writes trained parts into the quantized model: scales first, for the integers depend on them. Says of each layer
     /// what changed.
     ///
@@ -78,6 +97,9 @@ impl Unfolded {
                 _ => {}
             }
         }
+        for (node, floats) in &self.fixed {
+            fold_bias(model, *node, floats, floats)?;
+        }
         Ok(changes.into_iter().collect())
     }
 }
@@ -122,7 +144,6 @@ fn fold_bias(model: &mut Model, node: NodeId, floats: &[f32], start: &[f32]) -> 
     let wanted: Vec<f32> = of_weights.iter().map(|scale| scale * input).collect();
     let integers = dequantized(model, output)?;
     let old = integers.scales(model);
-    // One scale for all where the weights have one for each never happens: they were made together.
     if old.len() != wanted.len() || wanted.iter().any(|scale| !(*scale > 0.0 && scale.is_finite())) {
         return Err(format!("the bias `{}` has other scales than its layer", model.value(output).name()));
     }
@@ -206,7 +227,7 @@ mod tests {
     fn what_was_not_trained_folds_back_to_the_same_model() {
         let (model, unfolded) = unfolded();
         let names: Vec<&str> = unfolded.parts.iter().map(|part| part.name.as_str()).collect();
-        assert_eq!(names, ["w", "w_scales", "q_scale", "c_trained"]);
+        assert_eq!(names, ["c_trained", "w", "w_scales", "q_scale"]);
         assert!(unfolded.has_integers() && !unfolded.is_coarse() && unfolded.left.is_empty());
         let kept = unfolded.trained().into_iter().map(|one| one.elements).collect();
         let mut folded = model.clone();
@@ -220,9 +241,9 @@ mod tests {
         let (model, unfolded) = unfolded();
         let mut kept: Vec<Vec<f32>> = unfolded.trained().into_iter().map(|one| one.elements).collect();
         // Scales doubled and halved; a weight moved to where its pair would be clipped.
-        kept[0] = vec![2.4, 14.0, -2.0, 1.0];
-        kept[1] = vec![0.02f32.ln(), 0.25f32.ln()];
-        kept[2] = vec![0.2f32.ln()];
+        kept[1] = vec![2.4, 14.0, -2.0, 1.0];
+        kept[2] = vec![0.02f32.ln(), 0.25f32.ln()];
+        kept[3] = vec![0.2f32.ln()];
         let mut folded = model.clone();
         unfolded.fold(&mut folded, &unfolded.plain(kept)).expect("it folds");
         let near = |found: Vec<f64>, wanted: &[f64]| {
@@ -237,7 +258,7 @@ mod tests {
         near(held(&folded, "c", 1), &[0.004, 0.05]);
         // 0.014 and -0.45 as they were.
         assert_eq!(held(&folded, "c", 0), [4.0, -9.0]);
-        let broken = vec![vec![1.0; 4], vec![0.0, 1.0], vec![0.1], vec![0.0, 0.0]];
+        let broken = vec![vec![0.0, 0.0], vec![1.0; 4], vec![0.0, 1.0], vec![0.1]];
         assert!(
             unfolded
                 .fold(&mut model.clone(), &broken)

@@ -5,6 +5,7 @@ mod course;
 #[expect(clippy::module_inception, reason = "one pass, one file, named like the pass")]
 mod distill;
 mod distill_quantized;
+mod features;
 mod folded;
 mod pool;
 mod school;
@@ -13,4 +14,4 @@ mod unfolded;
 
 pub use augment::Augmentation;
 pub use distill::{Distill, Loss};
-pub use distill_quantized::DistillQuantized;
+pub use distill_quantized::{DistillQuantized, is_quantized};

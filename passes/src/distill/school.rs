@@ -2,7 +2,7 @@
 
 use optix_ir::{DType, Model, Tensor, Type, ValueId};
 use optix_pipeline::check::OpsEvaluator;
-use optix_pipeline::{Batch, Cx, OracleError, PassError, Prepared};
+use optix_pipeline::{Batch, Cx, OracleError, PassError, Prepared, check_labels};
 use optix_training::optimizer::Trained;
 use optix_training::{Aim, Parameter, Student, StudentError};
 
@@ -67,10 +67,10 @@ pub(super) fn pairs(teacher: &Model, student: &Model) -> Result<Vec<(usize, usiz
 }
 
 impl Teacher {
-    /// Loads a teacher for samples that feed the student; `outputs` are places of those it is asked for.
+    /// Loads a teacher for samples that feed the student; `outputs` are what it is asked for.
     pub(super) fn new(
         teacher: &Model,
-        outputs: impl Iterator<Item = usize>,
+        outputs: Vec<ValueId>,
         sample: &Batch,
         count: usize,
         cx: &mut Cx<'_>,
@@ -92,10 +92,18 @@ impl Teacher {
             same.unwrap_or(&theirs[place]).0
         };
         let inputs = fed.iter().enumerate().map(of_feed).collect();
-        let all = teacher.graph(teacher.main()).outputs();
-        let outputs = outputs.map(|place| all[place].value).collect();
         let prepared = cx.oracle().prepare(teacher)?;
         Ok(Teacher { prepared, inputs, outputs, known: vec![None; count], room: ROOM })
+    }
+
+    /// Its inputs with the shapes of so many samples.
+    pub(super) fn shapes(&self, sample: &Batch, count: usize) -> Vec<(ValueId, Vec<usize>)> {
+        self.inputs.iter().copied().zip(of_count(sample, count).map(|(_, shape)| shape)).collect()
+    }
+
+    /// Asks for values on the way too.
+    pub(super) fn watch(&mut self, values: impl Iterator<Item = ValueId>) {
+        self.outputs.extend(values);
     }
 
     /// What it gives for feeds.
@@ -157,6 +165,49 @@ fn of_teacher(error: OracleError) -> OracleError {
     }
 }
 
+/// Names and shapes of what so many samples like this one feed.
+fn of_count(sample: &Batch, count: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
+    let of_feed = move |(name, shape): (String, Vec<usize>)| {
+        (name, std::iter::once(count).chain(shape.into_iter().skip(1)).collect())
+    };
+    shapes(sample).into_iter().map(of_feed)
+}
+
+/// Inputs of a model with the shapes of so many samples.
+///
+/// # Errors
+/// When it takes something else.
+pub(super) fn fed(
+    model: &Model,
+    sample: &Batch,
+    count: usize,
+) -> Result<Vec<(ValueId, Vec<usize>)>, PassError> {
+    let values = inputs(model);
+    let of_feed = |(name, shape): (String, Vec<usize>)| {
+        let value = values.iter().find(|(_, other)| *other == name).map(|(value, _)| *value);
+        value
+            .map(|value| (value, shape))
+            .ok_or_else(|| PassError::Options(format!("the model takes no `{name}`")))
+    };
+    of_count(sample, count).map(of_feed).collect()
+}
+
+/// The classes of samples as a row each, 1 at the class of a sample.
+///
+/// # Errors
+/// When samples have no classes, or others than there are.
+pub(super) fn classes(samples: &[&Batch], count: usize) -> Result<Tensor, PassError> {
+    let refuse = |what: String| PassError::Options(format!("`label-weight`: {what}"));
+    let mut rows = Vec::with_capacity(samples.len() * count);
+    for sample in samples {
+        let labels = sample.labels.as_ref().ok_or_else(|| refuse("the samples have no labels".to_owned()))?;
+        let class = check_labels(labels, count).map_err(|error| refuse(error.to_string()))?;
+        let class = class.first().copied().unwrap_or(-1);
+        rows.extend((0..count as i64).map(|one| f32::from(u8::from(one == class))));
+    }
+    Ok(Tensor::from_vec(vec![samples.len(), count], rows))
+}
+
 /// A student for batches of one size.
 pub(super) struct Class {
     prepared: Box<dyn Prepared>,
@@ -179,16 +230,7 @@ impl Class {
         freeze: bool,
         cx: &mut Cx<'_>,
     ) -> Result<Class, PassError> {
-        let values = inputs(model);
-        let of_feed = |(name, shape): (String, Vec<usize>)| {
-            let shape: Vec<usize> = std::iter::once(count).chain(shape.into_iter().skip(1)).collect();
-            let value = values.iter().find(|(_, other)| *other == name).map(|(value, _)| *value);
-            value
-                .map(|value| (value, shape))
-                .ok_or_else(|| PassError::Options(format!("the model takes no `{name}`")))
-        };
-        let fed: Vec<(ValueId, Vec<usize>)> =
-            shapes(sample).into_iter().map(of_feed).collect::<Result<_, _>>()?;
+        let fed = fed(model, sample, count)?;
         let aims: Vec<(Aim, Vec<usize>)> =
             aims.iter().zip(given).map(|(&aim, tensor)| (aim, tensor.shape().to_vec())).collect();
         let student = Student::new(model, &fed, parameters, &aims, freeze, &OpsEvaluator).map_err(

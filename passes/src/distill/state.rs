@@ -3,7 +3,7 @@
 use optix_training::optimizer::Trained;
 
 /// First bytes of a checkpoint.
-const MAGIC: &[u8; 8] = b"optixck1";
+const MAGIC: &[u8; 8] = b"optixck2";
 
 /// Everything that training changes.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) trained: Vec<Trained>,
     /// Elements that were best.
     pub(super) kept: Vec<Vec<f32>>,
+    /// Steps with the loss on samples held out behind them.
+    pub(super) curve: Vec<[f64; 2]>,
 }
 
 /// Takes numbers off the front of bytes.
@@ -57,6 +59,10 @@ impl State {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         bytes.extend_from_slice(&self.random.to_le_bytes());
+        bytes.extend_from_slice(&(self.curve.len() as u64).to_le_bytes());
+        for number in self.curve.iter().flatten() {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
         for &place in &self.order {
             bytes.extend_from_slice(&(place as u64).to_le_bytes());
         }
@@ -90,6 +96,12 @@ impl State {
         let mut float = || reader.take::<8>().map(f64::from_le_bytes);
         let (first, best) = (float()?, float()?);
         let random = u128::from_le_bytes(reader.take::<16>()?);
+        let looks = u64::from_le_bytes(reader.take::<8>()?);
+        let mut curve = Vec::new();
+        for _ in 0..looks {
+            let mut float = || reader.take::<8>().map(f64::from_le_bytes);
+            curve.push([float()?, float()?]);
+        }
         // Nothing is allocated for what a file declares.
         let is_same = count == start.order.len() as u64 && next <= start.order.len();
         let mut order = Vec::new();
@@ -105,7 +117,7 @@ impl State {
             }
         }
         let kept = start.kept.iter().map(|elements| reader.floats(elements.len())).collect::<Option<_>>()?;
-        Some(State { step, since, first, best, best_step, random, order, next, trained, kept })
+        Some(State { step, since, first, best, best_step, random, order, next, trained, kept, curve })
     }
 }
 
@@ -126,12 +138,14 @@ mod tests {
             next: 3,
             trained: vec![Trained::new(vec![1.0, 2.0], true, false), Trained::new(vec![3.0], false, false)],
             kept: vec![vec![1.0, 2.0], vec![3.0]],
+            curve: vec![[0.0, 0.5]],
         };
         let mut later = start.clone();
         (later.step, later.since, later.best, later.best_step) = (40, 2, 0.25, 20);
         (later.random, later.order, later.next) = (1 << 70, vec![2, 0, 1], 1);
         later.trained[0].mean = vec![0.25, f32::MIN_POSITIVE];
         later.kept[1] = vec![-7.5];
+        later.curve.push([20.0, 0.25]);
         let bytes = later.to_bytes(&[7; 32]);
         assert_eq!(State::from_bytes(&bytes, &[7; 32], &start), Ok(later));
         assert!(State::from_bytes(&bytes, &[8; 32], &start).expect_err("another").contains("another model"));
@@ -141,8 +155,8 @@ mod tests {
         let more = [&bytes[..], &[0]].concat();
         assert!(State::from_bytes(&more, &[7; 32], &start).is_err());
         let mut wrong = bytes.clone();
-        // Behind what has one number each: the first place in the order.
-        wrong[112..120].copy_from_slice(&3u64.to_le_bytes());
+        // Behind what has one number each and two points of the curve: the first place in the order.
+        wrong[152..160].copy_from_slice(&3u64.to_le_bytes());
         assert!(State::from_bytes(&wrong, &[7; 32], &start).is_err());
     }
 }

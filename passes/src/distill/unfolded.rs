@@ -3,7 +3,7 @@
 //! Weights become floats with a `QuantizeLinear` before their `DequantizeLinear`, scales are kept by their logarithms,
 //! which keeps them positive and steps of them relative, and biases become the floats that they stand for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, Use, ValueId};
 use optix_training::optimizer::Trained;
@@ -47,8 +47,10 @@ pub(super) struct Unfolded {
     pub(super) parameters: Vec<Parameter>,
     /// What each parameter is.
     pub(super) parts: Vec<Part>,
-    /// Layers whose weights stay as they are, and why.
+    /// Layers whose weights, or whose scales, stay as they are, and why.
     pub(super) left: Vec<(NodeId, String)>,
+    /// Biases that are not trained and follow their scales all the same: the `DequantizeLinear` of each, and its floats.
+    pub(super) fixed: Vec<(NodeId, Vec<f32>)>,
 }
 
 /// Share of zeros from which on weights count as pruned: of 8 bits and floats, and of fewer bits, which round much to
@@ -73,6 +75,17 @@ pub(super) fn reader(model: &Model, value: ValueId) -> Option<(NodeId, usize)> {
     }
 }
 
+/// Whether these are scales that logarithms stand for, and constants that stand by themselves: what a node `Constant` gives
+/// is made one by `fold-constants`.
+fn is_sound(model: &Model, integers: &Integers) -> bool {
+    let stands = |value: ValueId| model.value(value).producer().is_none();
+    let scales = integers.scales(model);
+    stands(integers.scale)
+        && integers.zero_point.is_none_or(stands)
+        && !scales.is_empty()
+        && scales.iter().all(|scale| scale.is_normal() && *scale > 0.0)
+}
+
 /// The weights of a layer behind this node.
 ///
 /// # Errors
@@ -90,6 +103,12 @@ fn site(model: &Model, node: NodeId, layer: NodeId) -> Result<Site, String> {
     if !model.value(output).uses().iter().all(is_weight) || reader(model, integers.value).is_none() {
         return Err("its weights are read by others too".to_owned());
     }
+    if !is_sound(model, &integers) || model.value(integers.value).producer().is_some() {
+        return Err(
+            "its weights or their scales are no plain constants (`fold-constants`), or scales are not above 0"
+                .to_owned(),
+        );
+    }
     Ok(Site { dequantize: node, layer, integers })
 }
 
@@ -99,14 +118,17 @@ fn bias(model: &Model, node: NodeId) -> Option<(NodeId, Vec<f32>)> {
     let (layer, slot) = reader(model, output)?;
     let read = model.node(layer);
     let is_bias = slot == 2 && matches!(read.op_type.as_str(), "Conv" | "ConvTranspose" | "Gemm");
-    let integers = dequantized(model, output).ok().filter(|_| is_bias)?;
+    let integers = dequantized(model, output).ok().filter(|integers| is_bias && is_sound(model, integers))?;
     dequantized(model, read.input(0)?).ok()?.single(model)?;
-    dequantized(model, read.input(1)?).ok()?;
+    let weights = dequantized(model, read.input(1)?).ok()?;
     let scales = integers.scales(model);
     let held = model.constant(integers.value)?.to_i64s().ok()?;
     let float =
         |(at, integer): (usize, &i64)| (*integer as f64 * f64::from(scales[at % scales.len()])) as f32;
-    let is_plain = !scales.is_empty() && integers.zero_points(model).iter().all(|&zero| zero == 0);
+    let is_plain = model.value(integers.value).producer().is_none()
+        && scales.len() == weights.scales(model).len()
+        && [1, held.len()].contains(&scales.len())
+        && integers.zero_points(model).iter().all(|&zero| zero == 0);
     is_plain.then(|| (layer, held.iter().enumerate().map(float).collect()))
 }
 
@@ -148,6 +170,7 @@ impl Unfolded {
             parameters: Vec::new(),
             parts: Vec::new(),
             left: Vec::new(),
+            fixed: Vec::new(),
         };
         let nodes: Vec<NodeId> = quantized.node_list(quantized.main());
         let is = |node: NodeId, op: &str| quantized.node(node).is(op);
@@ -155,49 +178,62 @@ impl Unfolded {
             let read = quantized.node(node).input(0).filter(|_| is(node, "DequantizeLinear"))?;
             quantized.constant(read)
         };
-        // A bias whose scales cannot follow those of its layer.
-        let mut is_bound = false;
-        let mut biases: BTreeMap<ValueId, (NodeId, Vec<f32>)> = BTreeMap::new();
-        for &node in &nodes {
-            let Some(held) = of_constant(node) else { continue };
-            let user =
-                quantized.node(node).output(0).and_then(|output| quantized.value(output).uses().first());
-            let Some(&Use::Node(layer, _)) = user else { continue };
-            if held.dtype() == DType::I32 {
-                match bias(quantized, node) {
-                    Some((_, floats)) => {
-                        let value = unfolded.add_bias(node, &floats);
-                        biases.insert(value, (node, floats));
-                    }
-                    None => is_bound = true,
-                }
+        let user = |node: NodeId| {
+            let output = quantized.node(node).output(0)?;
+            match *quantized.value(output).uses().first()? {
+                Use::Node(layer, _) => Some(layer),
+                Use::Output(..) => None,
+            }
+        };
+        // Layers with a bias whose scales cannot follow theirs, which keep them therefore.
+        let mut bound: BTreeSet<NodeId> = BTreeSet::new();
+        let mut biases: BTreeSet<ValueId> = BTreeSet::new();
+        let is_wide = |node: &NodeId| of_constant(*node).is_some_and(|held| held.dtype() == DType::I32);
+        for &node in nodes.iter().filter(|node| is_wide(node)) {
+            let Some((layer, floats)) = bias(quantized, node) else {
+                let readers = quantized.node(node).output(0).map(|output| quantized.value(output).uses());
+                bound.extend(readers.into_iter().flatten().filter_map(|used| match *used {
+                    Use::Node(layer, _) => Some(layer),
+                    Use::Output(..) => None,
+                }));
+                continue;
+            };
+            let value = unfolded.add_bias(node, &floats);
+            biases.insert(value);
+            if not_excluded(quantized, layer, exclude).is_err() {
+                unfolded.fixed.push((node, floats));
                 continue;
             }
+            let name = unfolded.model.value(value).name().to_owned();
+            let part = Part { kind: Kind::Bias(node), name, layer, start: floats, keeps_zeros: false };
+            unfolded.parts.push(part);
+            unfolded.parameters.push(Parameter { value, node: layer, is_weight: false });
+        }
+        for &layer in &bound {
+            unfolded.left.push((layer, "scales are not trained: its bias could not follow them".to_owned()));
+        }
+        for &node in &nodes {
+            let is_weight = of_constant(node).is_some_and(|held| held.dtype() != DType::I32);
+            let Some(layer) = user(node).filter(|_| is_weight) else { continue };
             let made = not_excluded(quantized, layer, exclude).and_then(|()| site(quantized, node, layer));
             match made {
-                Ok(site) => unfolded.add_weights(quantized, float, &site),
+                Ok(site) => unfolded.add_weights(quantized, float, &site, &bound),
                 Err(why) => unfolded.left.push((layer, why)),
             }
         }
-        if !is_bound {
+        if bound.is_empty() {
             unfolded.add_scales(quantized, &nodes);
         }
         for parameter in parameters(&unfolded.model) {
             let name = unfolded.model.value(parameter.value).name().to_owned();
             let held = unfolded.model.constant(parameter.value);
             let start = held.and_then(|held| held.to_slice::<f32>().ok().map(Vec::from)).unwrap_or_default();
-            let part = |kind: Kind, start: Vec<f32>| {
-                let layer = parameter.node;
-                Part { kind, name, layer, start, keeps_zeros: false }
-            };
-            // The bias of a layer follows its scales whether it is trained or not.
-            if let Some((node, floats)) = biases.remove(&parameter.value) {
-                unfolded.parts.push(part(Kind::Bias(node), floats));
-                unfolded.parameters.push(parameter);
-            } else if not_excluded(quantized, parameter.node, exclude).is_ok() {
+            if !biases.contains(&parameter.value) && not_excluded(quantized, parameter.node, exclude).is_ok()
+            {
                 let zeros = start.iter().filter(|&&x| x == 0.0).count() as f64;
                 let keeps_zeros = parameter.is_weight && zeros >= PRUNED[0] * start.len().max(1) as f64;
-                unfolded.parts.push(Part { keeps_zeros, ..part(Kind::Floats, start) });
+                let layer = parameter.node;
+                unfolded.parts.push(Part { kind: Kind::Floats, name, layer, start, keeps_zeros });
                 unfolded.parameters.push(parameter);
             }
         }
@@ -230,7 +266,14 @@ impl Unfolded {
         output
     }
 
-    fn add_weights(&mut self, quantized: &Model, float: Option<&Model>, site: &Site) {
+    /// Weights that are rounded as they run; with scales that are trained unless others depend on them.
+    fn add_weights(
+        &mut self,
+        quantized: &Model,
+        float: Option<&Model>,
+        site: &Site,
+        bound: &BTreeSet<NodeId>,
+    ) {
         let Some((floats, keeps_zeros)) = floats(quantized, float, site) else {
             self.left.push((site.layer, "its weights cannot be read".to_owned()));
             return;
@@ -249,17 +292,26 @@ impl Unfolded {
             start: floats,
             keeps_zeros,
         });
-        let scales = integers.scales(quantized);
         let of_scales =
             quantized.constant(integers.scale).map(|held| held.shape().to_vec()).unwrap_or_default();
-        let part = Part {
-            kind: Kind::WeightScales(dequantize),
-            name: format!("{name}_scales"),
-            layer,
-            start: scales.clone(),
-            keeps_zeros: false,
+        let output = quantized.node(dequantize).output(0).map(|output| quantized.value(output).uses());
+        let is_bound = output.into_iter().flatten().any(|used| match used {
+            Use::Node(reader, _) => bound.contains(reader),
+            Use::Output(..) => false,
+        });
+        let scale = if is_bound {
+            integers.scale
+        } else {
+            let scales = integers.scales(quantized);
+            let part = Part {
+                kind: Kind::WeightScales(dequantize),
+                name: format!("{name}_scales"),
+                layer,
+                start: scales.clone(),
+                keeps_zeros: false,
+            };
+            self.add_logarithms(&scales, &of_scales, dequantize, part)
         };
-        let scale = self.add_logarithms(&scales, &of_scales, dequantize, part);
         let zeros = integers.zero_point.unwrap_or_else(|| {
             let zeros = Tensor::zeros(integers.dtype, of_scales).expect("as many zeros as there are scales");
             self.model.add_constant(main, &format!("{name}_zeros"), zeros)
@@ -279,17 +331,20 @@ impl Unfolded {
         let single = |node: NodeId| {
             let held = quantized.node(node);
             let scale = quantized.constant(held.input(1)?).filter(|scale| scale.len() == 1)?;
-            let zero =
-                held.input(2).map(|zero| quantized.constant(zero).map(|zero| (zero.dtype(), zero.single())));
-            let zero = match zero {
-                None => None,
-                Some(zero) => Some(zero.map(|(dtype, zero)| (dtype.onnx(), zero.map(f64::to_bits)))?),
+            let stands = |slot: usize| {
+                held.input(slot).is_none_or(|value| quantized.value(value).producer().is_none())
+            };
+            // No zero point is one of 0.
+            let zero = match held.input(2) {
+                None => 0.0,
+                Some(zero) => quantized.constant(zero)?.single()?,
             };
             let scale_value = *scale.to_slice::<f32>().ok()?.first()?;
             let is_plain = held.int("block_size").unwrap_or(0) == 0;
-            is_plain.then_some((scale_value, scale.shape().to_vec(), zero))
+            let is_sound = is_plain && stands(1) && stands(2) && scale_value.is_normal() && scale_value > 0.0;
+            is_sound.then_some((scale_value, scale.shape().to_vec(), zero.to_bits()))
         };
-        type Key = (u32, Option<(i32, Option<u64>)>);
+        type Key = (u32, u64);
         let mut groups: BTreeMap<Key, (Vec<NodeId>, f32, Vec<usize>)> = BTreeMap::new();
         let mut order: Vec<Key> = Vec::new();
         for op in ["QuantizeLinear", "DequantizeLinear"] {
@@ -349,6 +404,14 @@ impl Unfolded {
             _ => kept,
         };
         self.parts.iter().zip(kept).map(of).collect()
+    }
+
+    /// Whether it is made of the same parts as another one.
+    pub(super) fn has_parts_of(&self, other: &Unfolded) -> bool {
+        let of = |parts: &[Part]| -> Vec<(Kind, usize)> {
+            parts.iter().map(|part| (part.kind.clone(), part.start.len())).collect()
+        };
+        of(&self.parts) == of(&other.parts)
     }
 
     /// Whether there are weights in integers to train.

@@ -156,12 +156,14 @@ impl Factorize {
     ) -> Result<Vec<Recorded>, PassError> {
         let candidates = self.candidates(model, layers, cx)?;
         let mut whole: BTreeSet<NodeId> = BTreeSet::new();
-        let mut rounds = 0;
+        let (mut rounds, mut dearest) = (0, f64::INFINITY);
         let (chosen, missed) = loop {
             let mut missed = None;
             let free: Vec<&Candidate<'_>> =
                 candidates.iter().filter(|candidate| !whole.contains(&candidate.layer.node)).collect();
-            let (chosen, left) = select(&free, total, self.flops);
+            let (mut chosen, left, steepest) = select(&free, total, self.flops, dearest);
+            // What the layers that stay whole would have saved is not taken from the others at any price.
+            dearest = dearest.min(steepest);
             if left > self.flops {
                 if whole.is_empty() {
                     return Err(PassError::Options(format!(
@@ -173,18 +175,26 @@ impl Factorize {
                 missed = Some(left);
             }
             rounds += 1;
-            if !self.only_faster || chosen.is_empty() || rounds > ROUNDS {
+            if !self.only_faster || chosen.is_empty() {
                 break (chosen, missed);
             }
             let slower = self.slower(model, &chosen, cx)?;
             if slower.is_empty() {
                 break (chosen, missed);
             }
-            whole.extend(slower);
+            whole.extend(&slower);
+            if rounds == ROUNDS {
+                chosen.retain(|(candidate, _)| !slower.contains(&candidate.layer.node));
+                let saved =
+                    |(candidate, way): &(&Candidate<'_>, Way)| candidate.layer.operations() - way.operations;
+                let left = 1.0 - chosen.iter().map(saved).sum::<f64>() / total;
+                break (chosen, Some(left).filter(|left| *left > self.flops));
+            }
         };
         if let Some(least) = missed {
             cx.warn(format!(
-                "{:.1}% of the operations are left, {:.1}% were asked for: no other layer is faster as two",
+                "{:.1}% of the operations are left, {:.1}% were asked for: what else is faster as two loses more for what it \
+                 saves than was planned",
                 least * 100.0,
                 self.flops * 100.0
             ));
@@ -267,12 +277,14 @@ fn middle(ways: &[Way]) -> Option<Way> {
 
 /// For every layer the way to take, so that no more than a share of the operations is left and as little as can be is
 /// lost: along the lower hull of what each layer loses, the cheapest steps first. With them the share that is left, which is
-/// more where all layers are at their least.
+/// more where all layers are at their least or what is left to save costs more than `dearest` an operation; and what the
+/// dearest of the steps costs.
 fn select<'c, 'l>(
     candidates: &[&'c Candidate<'l>],
     total: f64,
     share: f64,
-) -> (Vec<(&'c Candidate<'l>, Way)>, f64) {
+    dearest: f64,
+) -> (Vec<(&'c Candidate<'l>, Way)>, f64, f64) {
     let mut steps: Vec<(f64, usize, Way, f64)> = Vec::new();
     for (place, candidate) in candidates.iter().enumerate() {
         // From the whole layer to the least operations, each step the one that loses least for what it saves.
@@ -287,16 +299,16 @@ fn select<'c, 'l>(
     }
     // Steps of one layer have rising slopes, and stay in order.
     steps.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let mut left = total;
+    let (mut left, mut steepest) = (total, 0.0);
     let mut taken: BTreeMap<usize, Way> = BTreeMap::new();
-    for (_, place, way, saved) in steps {
-        if left <= share * total {
+    for (slope, place, way, saved) in steps {
+        if left <= share * total || slope > dearest {
             break;
         }
-        left -= saved;
+        (left, steepest) = (left - saved, slope);
         taken.insert(place, way);
     }
-    (taken.into_iter().map(|(place, way)| (candidates[place], way)).collect(), left / total)
+    (taken.into_iter().map(|(place, way)| (candidates[place], way)).collect(), left / total, steepest)
 }
 
 /// Makes two of a layer: the node stays as the second. Returns the first.

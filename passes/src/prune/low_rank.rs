@@ -17,6 +17,9 @@ const DAMPING: f64 = 1e-6;
 /// Layers with more outputs are left alone: their axes are not worth the time.
 const MOST_OUTPUTS: usize = 4096;
 
+/// Layers that add up more products are left alone: matrices of that size squared would be kept.
+const MOST_DEPTH: usize = 4608;
+
 /// The two layers that one becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
@@ -116,11 +119,15 @@ impl Layer {
         if unrolled.rows > MOST_OUTPUTS {
             return Err(format!("it has more than {MOST_OUTPUTS} outputs"));
         }
+        if unrolled.depth > MOST_DEPTH {
+            return Err(format!("it adds up more than {MOST_DEPTH} products"));
+        }
         let bias = read.input(2);
         let is_float = |value: ValueId| {
-            model
-                .constant(value)
-                .is_some_and(|held| held.dtype() == DType::F32 && held.len() == unrolled.rows)
+            model.constant(value).is_some_and(|held| {
+                let is_row = matches!(held.shape(), [count] | [1, count] if *count == unrolled.rows);
+                held.dtype() == DType::F32 && is_row
+            })
         };
         let has_bias = match read.op_type.as_str() {
             "Conv" => bias.is_none_or(is_float),

@@ -140,7 +140,7 @@ fn curves(
     let mut found: Vec<Option<(Curve, Vec<MadeUp>)>> = groups.iter().map(|_| None).collect();
     let wanted: Vec<usize> = (0..groups.len()).filter(|&place| !counts[place].is_empty()).collect();
     let bytes = |place: &usize| readers[*place].iter().map(|reader| moments::bytes(&reader.unrolled)).sum();
-    for part in moments::in_parts(&wanted, usize::MAX, &bytes) {
+    for part in moments::in_parts(&wanted, moments::ROOM, usize::MAX, &bytes) {
         let all: Vec<&Reader> = part.iter().flat_map(|&place| &readers[place]).collect();
         let unrolled: Vec<&Unrolled> = all.iter().map(|reader| &reader.unrolled).collect();
         let mut known: BTreeMap<usize, usize> = BTreeMap::new();

@@ -55,7 +55,8 @@ impl Affine {
     }
 
     /// Symmetric quantizer to a signed type for magnitudes up to `max`: integers from -127, -7 or -32,767 on, floats
-    /// up to the type's greatest. The type's own least integer is left out, as weights have it.
+    /// up to the type's greatest. The type's own least integer is left out: it is no end of a range, though
+    /// weights of 4 bits may be rounded to it.
     pub fn symmetric(max: f32, dtype: DType) -> Affine {
         let high = match dtype {
             DType::I16 => i32::from(i16::MAX),
@@ -106,10 +107,10 @@ impl Affine {
     }
 }
 
-/// Weights as int8 with the scales they need.
+/// Weights in few bits with the scales they need.
 #[derive(Clone, Debug)]
 pub struct QuantizedWeights {
-    /// int8 or an 8-bit float, of the shape of the weights.
+    /// Integers, or 8-bit floats, of the shape of the weights.
     pub integers: Tensor,
     /// One a channel, or a single one.
     pub scales: Vec<f32>,

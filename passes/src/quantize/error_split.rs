@@ -10,7 +10,8 @@ use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, ValueId};
 use optix_pipeline::{Batch, Cx, ErrorSplit, PassError};
 
 use super::measure::Measured;
-use crate::numbered;
+use super::quantized::constant_bytes;
+use crate::{moments, numbered};
 
 /// A source of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -319,6 +320,9 @@ pub(super) struct Split {
     pub(super) is_complete: bool,
 }
 
+/// Bytes of weights whose layers are split in one run: an engine holds them packed, as they are and quantized.
+const PART: u64 = 12 << 20;
+
 /// Runs every layer on what it reads in the float model, with its sources of errors one by one and together.
 /// Errors of the first `keep` samples are kept up to `most` bytes.
 pub(super) fn split(
@@ -330,48 +334,54 @@ pub(super) fn split(
     most: usize,
     cx: &mut Cx<'_>,
 ) -> Result<Split, PassError> {
-    let mut builder = Builder {
-        model: float.clone(),
-        float,
-        quantized,
-        activations: BTreeMap::new(),
-        weights: BTreeMap::new(),
-    };
-    let branches: Vec<Option<Branches>> = measured.iter().map(|one| builder.layer(one)).collect();
-    let mut wanted: BTreeMap<ValueId, (usize, Option<Source>, isize)> = BTreeMap::new();
-    for (place, branches) in branches.iter().enumerate() {
-        let Some(branches) = branches else { continue };
-        wanted.insert(branches.output, (place, None, branches.axis));
-        for &(source, value) in &branches.errors {
-            wanted.insert(value, (place, Some(source), branches.axis));
-        }
-    }
-    let mut split = Split { errors: vec![None; measured.len()], kept: BTreeMap::new(), is_complete: true };
-    if wanted.is_empty() {
-        return Ok(split);
-    }
-    let mut sums: BTreeMap<ValueId, Sums> = BTreeMap::new();
+    let mut split = Split { errors: Vec::new(), kept: BTreeMap::new(), is_complete: true };
     let mut bytes = 0usize;
-    let values: Vec<ValueId> = wanted.keys().copied().collect();
-    let batches = &mut samples.iter().cloned();
-    let what = ("splitting errors", samples.len());
-    numbered::observe(what, &builder.model, &values, batches, cx, &mut |sample, value, tensor| {
-        let Some(&(place, source, axis)) = wanted.get(&value) else { return Ok(()) };
-        if let (DType::F32, Ok(elements)) = (tensor.dtype(), tensor.to_slice::<f32>()) {
-            sums.entry(value).or_default().add(&elements, tensor.shape(), axis);
-        }
-        if source == Some(Source::All) && sample < keep {
-            bytes += tensor.bytes().len();
-            if bytes <= most {
-                split.kept.insert((place, sample), tensor.clone());
-            } else {
-                split.is_complete = false;
+    let weights = |one: &Measured| {
+        let read = float.node(one.node).inputs().iter().flatten();
+        read.map(|&value| constant_bytes(float, value)).sum::<u64>()
+    };
+    for part in moments::in_parts(measured, PART, usize::MAX, &weights) {
+        let mut builder = Builder {
+            model: float.clone(),
+            float,
+            quantized,
+            activations: BTreeMap::new(),
+            weights: BTreeMap::new(),
+        };
+        let first = split.errors.len();
+        let branches: Vec<Option<Branches>> = part.iter().map(|one| builder.layer(one)).collect();
+        let mut wanted: BTreeMap<ValueId, (usize, Option<Source>, isize)> = BTreeMap::new();
+        for (place, branches) in branches.iter().enumerate() {
+            let Some(branches) = branches else { continue };
+            wanted.insert(branches.output, (first + place, None, branches.axis));
+            for &(source, value) in &branches.errors {
+                wanted.insert(value, (first + place, Some(source), branches.axis));
             }
         }
-        Ok(())
-    })?;
-    for (place, branches) in branches.iter().enumerate() {
-        split.errors[place] = branches.as_ref().and_then(|branches| of_layer(branches, &sums));
+        let mut sums: BTreeMap<ValueId, Sums> = BTreeMap::new();
+        let values: Vec<ValueId> = wanted.keys().copied().collect();
+        let batches = &mut samples.iter().cloned();
+        let what = ("splitting errors", samples.len());
+        let mut look = |sample: usize, value: ValueId, tensor: &Tensor| {
+            let Some(&(place, source, axis)) = wanted.get(&value) else { return Ok(()) };
+            if let (DType::F32, Ok(elements)) = (tensor.dtype(), tensor.to_slice::<f32>()) {
+                sums.entry(value).or_default().add(&elements, tensor.shape(), axis);
+            }
+            if source == Some(Source::All) && sample < keep {
+                bytes += tensor.bytes().len();
+                if bytes <= most {
+                    split.kept.insert((place, sample), tensor.clone());
+                } else {
+                    split.is_complete = false;
+                }
+            }
+            Ok(())
+        };
+        if !values.is_empty() {
+            numbered::observe(what, &builder.model, &values, batches, cx, &mut look)?;
+        }
+        let errors = branches.iter().map(|branches| of_layer(branches.as_ref()?, &sums));
+        split.errors.extend(errors);
     }
     Ok(split)
 }

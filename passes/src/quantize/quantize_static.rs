@@ -182,9 +182,17 @@ impl QuantizeStatic {
             ));
         }
         let saturation = self.saturation.unwrap_or(target.weights.saturation);
-        let weights = match self.weight_type {
-            _ if activations.weights() != ActivationType::Int8 => activations.weights().dtype(),
-            asked => asked.dtype(),
+        let beside = activations.weights();
+        let weights = match (self.weight_type, beside) {
+            (asked, ActivationType::Int8) => asked.dtype(),
+            (WeightType::Int8, _) => beside.dtype(),
+            (WeightType::Int4, _) => {
+                return Err(PassError::Options(format!(
+                    "weights beside {} activations are {}: int4 goes with integers",
+                    activations.name(),
+                    beside.name()
+                )));
+            }
         };
         if weights == DType::I4 {
             target::check_small_weights(&target, model, cx)?;

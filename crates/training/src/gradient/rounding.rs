@@ -80,7 +80,8 @@ fn quantize(back: &mut Back<'_>, at: &At) -> Result<(), String> {
             .and_then(Type::dtype)
             .or_else(|| back.model.constant(zero).map(Tensor::dtype))
     };
-    let dtype = at.node.input(2).and_then(of_zero).unwrap_or(DType::U8);
+    let declared = at.node.int("output_dtype").and_then(|code| DType::from_onnx(i32::try_from(code).ok()?));
+    let dtype = at.node.input(2).and_then(of_zero).or(declared).unwrap_or(DType::U8);
     let (low, high) = dtype.integer_range().ok_or("its numbers are not integers")?;
     let wide = parameter(back, at, scale, &shape)?;
     let steps = back.div(x, wide);

@@ -261,7 +261,7 @@ pub(in crate::prune) fn recover(
     let samples: usize = batches.iter().map(|batch| batch.count).sum();
     let share = |batch: usize| batches[batch].count as f64 / samples.max(1) as f64;
     let mut all = Vec::new();
-    for part in moments::in_parts(layers, layers.len().div_ceil(PARTS), &bytes) {
+    for part in moments::in_parts(layers, moments::ROOM, layers.len().div_ceil(PARTS), &bytes) {
         let mut sums: Vec<Sums<'_>> = part.iter().map(Sums::new).collect();
         let by_value = |model: &Model, of: &dyn Fn(&Layer) -> Option<ValueId>| {
             let mut map: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();

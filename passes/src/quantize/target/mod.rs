@@ -385,7 +385,7 @@ pub(super) fn check_small_weights(target: &Target, model: &Model, cx: &mut Cx<'_
     }
     let engine = &target.engine;
     cx.note(format!(
-        "{engine} makes floats of int4 weights: the file gets smaller by them, and nothing faster"
+        "int4 weights make the file smaller: {engine} is not known to compute with them, and makes floats of them"
     ));
     Ok(())
 }

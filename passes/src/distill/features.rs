@@ -1,0 +1,190 @@
+//! What a student gives on the way, beside what its teacher gives there.
+//!
+//! Widths may differ: then an adapter, a product over the channels that is trained along and thrown away afterwards, stands
+//! between (Romero et al. 2015, "FitNets: Hints for Thin Deep Nets").
+
+use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, Type, ValueId};
+use optix_pipeline::PassError;
+use optix_pipeline::check::OpsEvaluator;
+use optix_training::optimizer::Trained;
+use optix_training::{Parameter, shaped};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+
+use crate::names::matches_glob;
+
+/// Pairs that are chosen at most where none are named.
+const MOST: usize = 4;
+
+/// The word for pairs that are chosen.
+const AUTO: &str = "auto";
+
+/// A value of the student that is to be what one of the teacher is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Feature {
+    pub(super) teacher: ValueId,
+    pub(super) student: ValueId,
+}
+
+/// A value on the way, with its shape.
+#[derive(Clone, Debug)]
+struct Seen {
+    value: ValueId,
+    name: String,
+    shape: Vec<usize>,
+    /// Whether two values on the way are added to it: what blocks end with.
+    is_sum: bool,
+}
+
+/// Which axis counts channels.
+fn channels(shape: &[usize]) -> usize {
+    if shape.len() == 4 { 1 } else { shape.len() - 1 }
+}
+
+/// Float values of the main graph that nodes compute, of known shapes.
+fn seen(model: &Model) -> Vec<Seen> {
+    let outputs = |node: NodeId| model.node(node).outputs().iter().flatten().copied();
+    let values = model.nodes_of(model.main()).flat_map(|node| outputs(node).map(move |value| (node, value)));
+    let of = |(node, value): (NodeId, ValueId)| {
+        let ty = model.value(value).ty.as_ref()?;
+        let shape = ty.fixed_shape().filter(|_| ty.dtype() == Some(DType::F32))?;
+        let read = model.node(node);
+        let computed = |slot: usize| read.input(slot).is_some_and(|input| model.constant(input).is_none());
+        let is_sum = read.is("Add") && computed(0) && computed(1);
+        let name = model.value(value).name().to_owned();
+        (shape.len() > 1).then_some(Seen { value, name, shape, is_sum })
+    };
+    values.filter_map(of).collect()
+}
+
+/// Whether an adapter can make one of the other: all axes but that of channels are the same.
+fn fit(teacher: &Seen, student: &Seen) -> bool {
+    let (a, b) = (&teacher.shape, &student.shape);
+    a.len() == b.len()
+        && a.iter().zip(b).enumerate().all(|(axis, (x, y))| x == y || axis == channels(a))
+        && (a == b || a.len() < 5)
+}
+
+/// Pairs of the values that blocks end with, or of all of pictures and sequences where nothing is added: by name where names
+/// are the same, otherwise by shape and place.
+fn chosen(teachers: &[Seen], students: &[Seen]) -> Vec<Feature> {
+    let wanted = |all: &[Seen]| -> Vec<Seen> {
+        let deep: Vec<Seen> = all.iter().filter(|one| (3..=4).contains(&one.shape.len())).cloned().collect();
+        let sums: Vec<Seen> = deep.iter().filter(|one| one.is_sum).cloned().collect();
+        if sums.is_empty() { deep } else { sums }
+    };
+    let (teachers, students) = (wanted(teachers), wanted(students));
+    let place = |at: usize, count: usize| (at as f64 + 1.0) / count as f64;
+    let mut pairs: Vec<(usize, usize)> = Vec::new();
+    for (at, student) in students.iter().enumerate() {
+        let same = teachers.iter().position(|teacher| teacher.name == student.name && fit(teacher, student));
+        let near = || {
+            let own = place(at, students.len());
+            let apart = |&other: &usize| (place(other, teachers.len()) - own).abs();
+            let fitting = (0..teachers.len()).filter(|&other| fit(&teachers[other], student));
+            fitting.min_by(|a, b| apart(a).total_cmp(&apart(b)))
+        };
+        if let Some(other) = same.or_else(near) {
+            pairs.push((other, at));
+        }
+    }
+    // Evenly, the last one in any case.
+    let (count, all) = (pairs.len().min(MOST), pairs.len());
+    let picked = (1..=count).map(|number| pairs[number * all / count - 1]);
+    picked.map(|(a, b)| Feature { teacher: teachers[a].value, student: students[b].value }).collect()
+}
+
+/// The pairs that names, with `*` for any run of characters, ask for; `auto` for pairs that are chosen.
+///
+/// # Errors
+/// When a name is none of a value in both models, or the two have shapes that do not fit.
+pub(super) fn pairs(
+    teacher: (&Model, &[(ValueId, Vec<usize>)]),
+    student: (&Model, &[(ValueId, Vec<usize>)]),
+    names: &[String],
+) -> Result<Vec<Feature>, PassError> {
+    if names.is_empty() {
+        return Ok(Vec::new());
+    }
+    let refuse = |what: String| Err(PassError::Options(what));
+    let of =
+        |(model, shapes): (&Model, &[(ValueId, Vec<usize>)])| seen(&shaped(model, shapes, &OpsEvaluator));
+    let (teachers, students) = (of(teacher), of(student));
+    let mut found: Vec<Feature> = Vec::new();
+    for name in names {
+        if name == AUTO {
+            let chosen = chosen(&teachers, &students);
+            if chosen.is_empty() {
+                return refuse(
+                    "`features` \"auto\": nothing on the way has the same shape in both models".to_owned(),
+                );
+            }
+            found.extend(chosen);
+            continue;
+        }
+        let before = found.len();
+        for student in students.iter().filter(|one| matches_glob(name, &one.name)) {
+            let Some(teacher) = teachers.iter().find(|one| one.name == student.name) else { continue };
+            if !fit(teacher, student) {
+                return refuse(format!(
+                    "`features`: `{}` is {:?} in the student and {:?} in the teacher, and no adapter fits between them",
+                    student.name, student.shape, teacher.shape
+                ));
+            }
+            found.push(Feature { teacher: teacher.value, student: student.value });
+        }
+        if found.len() == before {
+            let names = students.iter().map(|one| one.name.as_str());
+            let hint = optix_pipeline::did_you_mean(name, names);
+            return refuse(format!("`features`: no float value is called `{name}` in both models{hint}"));
+        }
+    }
+    let mut distinct: Vec<Feature> = Vec::new();
+    for feature in found {
+        if !distinct.contains(&feature) {
+            distinct.push(feature);
+        }
+    }
+    Ok(distinct)
+}
+
+/// Puts adapters behind values whose teachers' shapes, in `given`, are others: the features then are what adapters give.
+/// Returns what is trained along.
+pub(super) fn adapt(
+    model: &mut Model,
+    features: &mut [Feature],
+    given: &[Vec<usize>],
+    shapes: &[(ValueId, Vec<usize>)],
+    random: &mut ChaCha8Rng,
+) -> Vec<(Parameter, Trained)> {
+    let known = shaped(model, shapes, &OpsEvaluator);
+    let main = model.main();
+    let mut adapters = Vec::new();
+    for (feature, given) in features.iter_mut().zip(given) {
+        let own = known.value(feature.student).ty.as_ref().and_then(Type::fixed_shape).unwrap_or_default();
+        if own == *given || own.len() != given.len() || own.len() < 2 {
+            continue;
+        }
+        let axis = channels(given);
+        let (from, to) = (own[axis], given[axis]);
+        let reach = (3.0 / from.max(1) as f32).sqrt();
+        let mut number = || ((random.next_u32() >> 8) as f32 / (1u32 << 23) as f32 - 1.0) * reach;
+        let elements: Vec<f32> = (0..from * to).map(|_| number()).collect();
+        let (op, shape) = match given.len() {
+            4 => ("Conv", vec![to, from, 1, 1]),
+            _ => ("MatMul", vec![from, to]),
+        };
+        let name = model.value(feature.student).name().to_owned();
+        let held = Tensor::from_vec(shape, elements.clone());
+        let value = model.add_constant(main, &format!("{name}_adapter"), held);
+        let behind = model
+            .value(feature.student)
+            .producer()
+            .map_or(Position::Start, |(node, _)| Position::After(node));
+        let node = Node::new(op, [feature.student, value]);
+        let (node, adapted) = model.add_node(main, behind, node, &format!("{name}_adapted"));
+        feature.student = adapted;
+        adapters.push((Parameter { value, node, is_weight: true }, Trained::new(elements, true, false)));
+    }
+    adapters
+}
