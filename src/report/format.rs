@@ -214,7 +214,7 @@ pub fn notes(report: &Report) -> Vec<String> {
 pub fn spark(points: &[[f64; 2]]) -> String {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let log = |y: f64| y.max(f64::MIN_POSITIVE).ln();
-    let known = points.iter().map(|point| point[1]).filter(|y| y.is_finite());
+    let known: Vec<f64> = points.iter().map(|point| point[1]).filter(|y| y.is_finite()).collect();
     let (low, high) = known
         .clone()
         .map(log)
@@ -223,8 +223,8 @@ pub fn spark(points: &[[f64; 2]]) -> String {
         let share = if high > low { (log(y) - low) / (high - low) } else { 0.0 };
         BARS[((share * 8.0) as usize).min(7)]
     };
-    let bars: String = known.clone().map(bar).collect();
-    match (known.clone().next(), known.last()) {
+    let bars: String = known.iter().copied().map(bar).collect();
+    match (known.first(), known.last()) {
         (Some(first), Some(last)) => format!("{bars} {first:.3e} -> {last:.3e}"),
         _ => bars,
     }

@@ -87,6 +87,13 @@ pub trait Prepared {
     /// # Errors
     /// When feeds do not fit or a node fails.
     fn run(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<Vec<Tensor>, OracleError>;
+
+    /// Bytes that values take together at the peak of a run, of the same model with all its sizes fixed; none where the
+    /// engine cannot tell.
+    fn predicted_peak(&mut self, model: &Model, wanted: &[ValueId]) -> Option<u64> {
+        let _ = (model, wanted);
+        None
+    }
 }
 
 /// An engine, as passes see it.

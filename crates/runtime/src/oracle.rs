@@ -124,6 +124,11 @@ impl Prepared for Kept {
     fn run(&mut self, feeds: &[(ValueId, Tensor)], wanted: &[ValueId]) -> Result<Vec<Tensor>, OracleError> {
         Ok(self.0.run(feeds, wanted)?)
     }
+
+    fn predicted_peak(&mut self, model: &Model, wanted: &[ValueId]) -> Option<u64> {
+        let sizes = crate::batching::value_bytes(model, &[]);
+        self.0.predicted_peak(&sizes, wanted).ok().flatten()
+    }
 }
 
 impl Oracle for EngineOracle {

@@ -166,6 +166,21 @@ impl Course<'_> {
         if !learns.contains(&true) {
             return Err(PassError::Options("no gradient reaches any weight".to_owned()));
         }
+        let needed = at_work.predicted_peak().map(|peak| {
+            // Elements, two moments, what was best, and what is fed and comes back.
+            let of_parameters: usize = trained.iter().map(|one| 6 * 4 * one.elements.len()).sum();
+            let size = |tensor: &Tensor| tensor.bytes().len();
+            let samples = pool.train.iter().chain(&pool.held).flat_map(|sample| &sample.feeds);
+            let of_samples: usize = samples.map(|(_, tensor)| size(tensor)).sum();
+            let answers = given.iter().map(size).sum::<usize>() / few.max(1) * (held + pool.held.len());
+            // What kernels need for themselves, and what allocators keep: measured on two nets at two batch sizes.
+            peak * 9 / 4 + (16 << 20) + (of_parameters + of_samples + answers.min(school::ROOM)) as u64
+        });
+        let said =
+            needed.map_or_else(String::new, |bytes| format!(" about {} MB", bytes.div_ceil(1_000_000)));
+        if needed.is_some() {
+            cx.note(format!("memory of training, predicted:{said}, beside the program and the models"));
+        }
         let as_written = |trained: &[Trained]| -> Vec<Trained> {
             let elements = written(trained[..plain].iter().map(|one| one.elements.clone()).collect());
             let own = elements.into_iter().map(|elements| Trained::new(elements, false, false));
@@ -202,7 +217,7 @@ impl Course<'_> {
         let each = self.steps.div_ceil(LOOKS).max(1);
         let mut ended = None;
         while now.step < self.steps && now.since < self.patience.max(1) as u64 {
-            cx.progress(&format!("learning, loss on others {:.4}", now.best), now.step, self.steps)?;
+            cx.progress(&format!("learning,{said}, loss on others {:.4}", now.best), now.step, self.steps)?;
             let numbers = pool.draw(count, &mut random);
             let samples: Vec<_> = numbers.iter().map(|&number| &pool.train[number]).collect();
             let mut feeds = together(&samples);

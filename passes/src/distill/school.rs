@@ -19,7 +19,7 @@ pub(super) struct Teacher {
 }
 
 /// Bytes of a teacher's outputs that are kept.
-const ROOM: usize = 256 << 20;
+pub(super) const ROOM: usize = 256 << 20;
 
 /// Inputs of a graph that are no constants with a default: values and names.
 fn inputs(model: &Model) -> Vec<(ValueId, String)> {
@@ -254,6 +254,11 @@ impl Class {
         let prepared = cx.oracle().prepare(&student.model)?;
         let feeds = fed.into_iter().map(|(value, _)| value).collect();
         Ok(Class { prepared, feeds, student, shapes, wanted, count })
+    }
+
+    /// Bytes that values take together at the peak of a step, where the engine tells.
+    pub(super) fn predicted_peak(&mut self) -> Option<u64> {
+        self.prepared.predicted_peak(&self.student.model, &self.wanted)
     }
 
     /// Nodes that gradients do not pass, each with the reason.
