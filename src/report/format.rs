@@ -216,7 +216,8 @@ pub fn spark(points: &[[f64; 2]]) -> String {
     let log = |y: f64| y.max(f64::MIN_POSITIVE).ln();
     let known: Vec<f64> = points.iter().map(|point| point[1]).filter(|y| y.is_finite()).collect();
     let (low, high) = known
-        .clone()
+        .iter()
+        .copied()
         .map(log)
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), y| (low.min(y), high.max(y)));
     let bar = |y: f64| {

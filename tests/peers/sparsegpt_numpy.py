@@ -67,9 +67,9 @@ def main():
     from scipy import linalg
 
     random = np.random.default_rng(0)
-    mixing = random.standard_normal((DEPTH, DEPTH)).astype(np.float32) / np.sqrt(DEPTH)
-    samples = random.standard_normal((options.samples, POSITIONS, DEPTH)).astype(np.float32) @ mixing
-    weights = random.standard_normal((DEPTH, OUTPUTS)).astype(np.float32) / np.sqrt(DEPTH)
+    mixing = (random.standard_normal((DEPTH, DEPTH)) / np.sqrt(DEPTH)).astype(np.float32)
+    samples = (random.standard_normal((options.samples, POSITIONS, DEPTH)).astype(np.float32) @ mixing).astype(np.float32)
+    weights = (random.standard_normal((DEPTH, OUTPUTS)) / np.sqrt(DEPTH)).astype(np.float32)
     folder = pathlib.Path(tempfile.mkdtemp())
     np.savez(folder / "x.npz", x=samples)
     graph = helper.make_graph(
