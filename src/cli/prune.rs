@@ -27,8 +27,8 @@ pub enum PruneMethod {
 pub struct Prune {
     /// ONNX file.
     pub model: PathBuf,
-    /// Which weights become zero, or what is taken out. [default: layers with --blocks, channels with --flops or
-    /// --parameters, otherwise sparsegpt with --calib and magnitude without]
+    /// Which weights become zero, or what is taken out. [default: layers with --blocks, channels with --flops,
+    /// --parameters or --latency, otherwise sparsegpt with --calib and magnitude without]
     #[arg(long, value_enum)]
     pub method: Option<PruneMethod>,
     /// Share of the weights that become zero, from 0 to below 1. [default: 0.5]
@@ -45,6 +45,9 @@ pub struct Prune {
     /// Take channels out until this share of the numbers in weights is left, above 0 and up to 1.
     #[arg(long, value_name = "SHARE", conflicts_with = "flops")]
     pub parameters: Option<f64>,
+    /// Take channels out until this share of the time of a sample is left, as measured in onnxruntime; above 0 and up to 1.
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["flops", "parameters"])]
+    pub latency: Option<f64>,
     /// Take so many blocks out that lie beside residual connections. [default with --method layers: 1]
     #[arg(long, value_name = "COUNT", conflicts_with_all = ["flops", "parameters"])]
     pub blocks: Option<usize>,

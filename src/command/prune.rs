@@ -12,7 +12,7 @@ const RECIPE: (&str, &str) = ("2-4-sparse", "\npass = \"prune-sparsegpt\"\npatte
 
 /// Sets weights of a model to zero, or takes channels or blocks out of it.
 pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
-    let is_smaller = options.flops.is_some() || options.parameters.is_some();
+    let is_smaller = options.flops.or(options.parameters).or(options.latency).is_some();
     let method = options.method.unwrap_or(match options.data.calib {
         _ if options.blocks.is_some() => PruneMethod::Layers,
         _ if is_smaller => PruneMethod::Channels,
@@ -33,17 +33,22 @@ pub fn prune(global: &Global, options: &Prune) -> anyhow::Result<()> {
         ("pattern", options.pattern.as_deref().map(quoted)),
         ("flops", number(options.flops)),
         ("parameters", number(options.parameters)),
+        ("latency", number(options.latency)),
         ("blocks", options.blocks.map(|value| value.to_string())),
         ("multiple", options.multiple.map(|value| value.to_string())),
         ("recover", options.recover.map(|value| value.to_string())),
         ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(&options.exclude)))),
     ];
-    let overrides: Vec<Override> = given
+    let mut overrides: Vec<Override> = given
         .into_iter()
         .filter_map(|(option, value)| {
             Some(Override { step: step.into(), option: option.into(), value: value? })
         })
         .collect();
+    if options.distill_steps.is_some() && !options.exclude.is_empty() {
+        let (step, option) = ("distill".to_owned(), "exclude".to_owned());
+        overrides.push(Override { step, option, value: format!("[{}]", list(&options.exclude)) });
+    }
     let (recipe, last) = RECIPE;
     let text = recipes::find(recipe).unwrap_or_default().replace(last, &format!("\npass = \"{step}\"\n"));
     let text = match options.distill_steps {

@@ -172,3 +172,101 @@ fn what_cannot_become_smaller_is_said() {
     assert!(error("--flops 0.5 --exclude nothing-like-it").contains("no node is called `nothing-like-it`"));
     assert!(!place.exists("x.onnx"));
 }
+
+/// An engine whose kernels take as long as layers have operations, and a little for themselves.
+struct Clock;
+
+impl Clock {
+    fn seconds(
+        model: &optix_ir::Model,
+        feeds: &[(String, optix_ir::Tensor)],
+    ) -> Vec<optix_pipeline::KernelTime> {
+        let sizes = optix_runtime::value_bytes(model, feeds);
+        let of = |node: optix_ir::NodeId| {
+            let read = model.node(node);
+            let output = read.output(0).and_then(|output| sizes.get(&output)).copied().unwrap_or(0);
+            let depth = read.input(1).and_then(|weights| model.constant(weights));
+            let depth =
+                depth.map_or(1, |held| held.len() / held.shape().first().copied().unwrap_or(1).max(1));
+            let seconds = 1e-6 + 1e-9 * output as f64 * depth as f64;
+            optix_pipeline::KernelTime { nodes: vec![node], op_type: read.op_type.to_string(), seconds }
+        };
+        model.walk().map(of).collect()
+    }
+}
+
+impl optix_pipeline::Deployment for Clock {
+    fn describe(&self) -> String {
+        "a clock".to_owned()
+    }
+
+    fn latencies(
+        &mut self,
+        models: &[&optix_ir::Model],
+        feeds: &[(String, optix_ir::Tensor)],
+        _: f64,
+    ) -> Result<Vec<Vec<f64>>, optix_pipeline::OracleError> {
+        let of = |model: &&optix_ir::Model| {
+            let whole: f64 = Clock::seconds(model, feeds).iter().map(|kernel| kernel.seconds).sum();
+            // As noisy as a ratio's interval needs it.
+            (0..20).map(|run| whole * (1.0 + 1e-3 * f64::from(run % 3))).collect()
+        };
+        Ok(models.iter().map(of).collect())
+    }
+
+    fn kernels(
+        &mut self,
+        model: &optix_ir::Model,
+        feeds: &[(String, optix_ir::Tensor)],
+    ) -> Result<Vec<optix_pipeline::KernelTime>, optix_pipeline::OracleError> {
+        Ok(Clock::seconds(model, feeds))
+    }
+}
+
+#[test]
+fn channels_go_until_a_measured_time_is_reached() {
+    use optix_pipeline::runner::{self, RunOptions};
+    let loaded = optix_io::load(&root().join(MODEL), &optix_io::LoadOptions::default()).expect("it loads");
+    let run = |share: f64, with_clock: bool| {
+        let text = format!(
+            "version = 1\n[[step]]\npass = \"fold-constants\"\n[[step]]\npass = \"prune-channels\"\nlatency = {share}\n"
+        );
+        let recipe =
+            optix_pipeline::Recipe::parse(&text, "test", optix_passes::PASSES, &[]).expect("a recipe");
+        let mut model = loaded.model.clone();
+        let mut clock = Clock;
+        let mut resources = optix_pipeline::Resources {
+            oracle: &mut optix_runtime::EngineOracle::new(
+                Box::new(optix_runtime::Cpu),
+                optix_runtime::LoadOptions::default(),
+            ),
+            calibration: Some(&crate::recovery::Drawn { seed: 3, batches: 4 }),
+            statistics: None,
+            teacher: None,
+            checkpoint: None,
+            seed: 0,
+            progress: &optix_pipeline::NoProgress,
+            deployment: with_clock.then_some(&mut clock as &mut dyn optix_pipeline::Deployment),
+            cancel: optix_base::CancelToken::new(),
+        };
+        let done = runner::run(&recipe, &mut model, &mut resources, &RunOptions::default(), &mut |_, _| {});
+        done.map(|steps| (model, steps)).map_err(|error| error.to_string())
+    };
+    let (smaller, steps) = run(0.6, true).expect("it is reached");
+    let feeds = vec![("image".to_owned(), optix_ir::Tensor::from_vec(vec![1, 1, 28, 28], vec![0f32; 784]))];
+    let whole = |model: &optix_ir::Model| -> f64 {
+        Clock::seconds(model, &feeds).iter().map(|kernel| kernel.seconds).sum()
+    };
+    let share = whole(&smaller) / whole(&loaded.model);
+    assert!(share <= 0.61 && share > 0.4, "{share}");
+    let widths = smaller.walk().filter(|&id| smaller.node(id).is("Conv"));
+    let widths: Vec<usize> =
+        widths.filter_map(|id| Some(smaller.constant(smaller.node(id).input(1)?)?.shape()[0])).collect();
+    assert!(widths.iter().all(|width| width % 8 == 0), "{widths:?}");
+    let notes = steps[1].changes.notes.join("\n");
+    assert!(notes.contains("of the time on a clock"), "{notes}");
+    let least = run(0.01, true).expect_err("too little");
+    assert!(least.contains("a latency of 0.01 cannot be reached"), "{least}");
+    let none = run(0.6, false).expect_err("no engine");
+    assert!(none.contains("measured on the engine"), "{none}");
+}

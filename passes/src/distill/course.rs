@@ -1,6 +1,6 @@
 //! Training: steps along gradients until samples that are held out show no more gain.
 
-use optix_ir::{Model, Tensor};
+use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Cx, OracleError, PassError, digest, fingerprint};
 use optix_training::loss::Distance;
 use optix_training::optimizer::{AdamW, Trained, cosine, norm};
@@ -75,9 +75,6 @@ impl Course<'_> {
     /// What is learned at an output.
     fn distance(&self, model: &Model, output: usize) -> Distance {
         let value = model.graph(model.main()).outputs()[output].value;
-        let made_by = |op_type: &str| {
-            model.value(value).producer().is_some_and(|(node, _)| model.node(node).is(op_type))
-        };
         let name = model.value(value).name().to_lowercase();
         let is_flat =
             model.value(value).ty.as_ref().and_then(|ty| ty.shape()).is_some_and(|shape| shape.len() == 2);
@@ -86,7 +83,7 @@ impl Course<'_> {
             Loss::Logits => logits,
             Loss::Probabilities => Distance::Probabilities,
             Loss::Squares => Distance::Squares,
-            Loss::Auto if made_by("Softmax") => Distance::Probabilities,
+            Loss::Auto if is_softmax(model, value) => Distance::Probabilities,
             Loss::Auto if is_flat && ["logit", "score", "class"].iter().any(|word| name.contains(word)) => {
                 logits
             }
@@ -133,6 +130,7 @@ impl Course<'_> {
         let plain = parameters.len();
         let many: Vec<_> = pool.train.iter().cycle().take(count).collect();
         let mut given = teacher.asked(&together(&many))?;
+        teacher.check_rows(&given, &together(&many[..1]))?;
         let given_shapes: Vec<Vec<usize>> =
             given[aims.len()..].iter().map(|tensor| tensor.shape().to_vec()).collect();
         let adapters =
@@ -155,7 +153,7 @@ impl Course<'_> {
         }
         let freeze = self.freeze_unsupported;
         let mut at_work = Class::new(&wide, &parameters, (&aims, &given), (first, count), freeze, cx)?;
-        let few = count.min(pool.held.len());
+        let few = at_once(pool.held.len(), count);
         let given = teacher.asked(&together(&many[..few]))?;
         let mut at_exam =
             Class::new(&wide, &parameters, (&aims[..judged], &given), (first, few), freeze, cx)?;
@@ -163,7 +161,7 @@ impl Course<'_> {
             cx.warn(format!("no gradient passes {node}: {reason}"));
         }
         let learns: Vec<bool> = at_work.learns().collect();
-        if !learns.contains(&true) {
+        if !learns[..plain].contains(&true) {
             return Err(PassError::Options("no gradient reaches any weight".to_owned()));
         }
         let needed = at_work.predicted_peak().map(|peak| {
@@ -287,7 +285,7 @@ impl Course<'_> {
         }
         let summary = format!(
             "the loss on {} samples held out fell from {first:.3e} to {best:.3e} in {best_step} steps of {count} samples",
-            pool.held.len()
+            pool.held.len() / few * few
         );
         Ok(Some(Learned { kept, summary }))
     }
@@ -308,8 +306,7 @@ impl Course<'_> {
                 "`label-weight`: no output has two axes, samples and classes".to_owned(),
             ));
         };
-        let of_logits = !matches!(aim.distance, Distance::Probabilities)
-            && !model.value(aim.value).producer().is_some_and(|(node, _)| model.node(node).is("Softmax"));
+        let of_logits = !matches!(aim.distance, Distance::Probabilities) && !is_softmax(model, aim.value);
         let distance = Distance::Classes { of_logits };
         Ok(Some((Aim { value: aim.value, distance, weight: self.label_weight }, given.shape()[1])))
     }
@@ -331,11 +328,39 @@ impl Course<'_> {
         }
         let (options, seed) = (format!("{self:?}"), cx.seed().to_le_bytes());
         let (own, teachers) = (of(model)?, of(teacher)?);
-        let samples =
-            pool.train.iter().chain(&pool.held).flat_map(|sample| &sample.hashes).map(|hash| &hash[..]);
-        let parts = [options.as_bytes(), &seed, &own, &teachers];
+        let engine = cx.oracle().describe();
+        // As they are fed: after preprocessing, and with their labels.
+        let all = || pool.train.iter().chain(&pool.held);
+        let samples = all().flat_map(|sample| &sample.feeds).map(|(_, tensor)| &tensor.bytes()[..]);
+        let labels: String = match self.label_weight > 0.0 {
+            true => all().map(|sample| format!("{:?} ", sample.labels)).collect(),
+            false => String::new(),
+        };
+        let parts = [options.as_bytes(), &seed, &own, &teachers, engine.as_bytes(), labels.as_bytes()];
         Ok(digest(parts.into_iter().chain(samples)))
     }
+}
+
+/// How many of `all` to look at together, up to `most`, so that as few as can be are left over.
+fn at_once(all: usize, most: usize) -> usize {
+    let most = most.min(all).max(1);
+    (most.div_ceil(2)..=most).max_by_key(|&size| (all / size * size, size)).unwrap_or(most)
+}
+
+/// Whether a value is what a Softmax gives, perhaps rounded or in another form.
+fn is_softmax(model: &Model, mut value: ValueId) -> bool {
+    const PASSED: &[&str] = &["QuantizeLinear", "DequantizeLinear", "Identity", "Cast", "Reshape", "Flatten"];
+    while let Some((node, _)) = model.value(value).producer() {
+        let made = model.node(node);
+        if made.is("Softmax") {
+            return true;
+        }
+        match made.input(0) {
+            Some(before) if PASSED.iter().any(|op| made.is(op)) => value = before,
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// The state to go on from, where one was kept.

@@ -3,7 +3,7 @@
 //! Widths may differ: then an adapter, a product over the channels that is trained along and thrown away afterwards, stands
 //! between (Romero et al. 2015, "FitNets: Hints for Thin Deep Nets").
 
-use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, Type, ValueId};
+use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, Type, Use, ValueId};
 use optix_pipeline::PassError;
 use optix_pipeline::check::OpsEvaluator;
 use optix_training::optimizer::Trained;
@@ -34,6 +34,27 @@ struct Seen {
     shape: Vec<usize>,
     /// Whether two values on the way are added to it: what blocks end with.
     is_sum: bool,
+}
+
+/// The value of the teacher that stands for one of the same name in a student whose normalizations and added constants have
+/// become part of the layers before them.
+fn settled(teacher: &Model, student: &Model, value: ValueId, own: ValueId) -> ValueId {
+    let reader = |model: &Model, value: ValueId| match *model.value(value).uses() {
+        [Use::Node(node, 0 | 1)] => Some(node),
+        _ => None,
+    };
+    let folds = |model: &Model, node: NodeId| {
+        let read = model.node(node);
+        let constant = |slot: usize| read.input(slot).is_some_and(|input| model.constant(input).is_some());
+        read.is("BatchNormalization") || (read.is("Add") && (constant(0) || constant(1)))
+    };
+    let is_folded = !reader(student, own).is_some_and(|node| folds(student, node));
+    let mut value = value;
+    while let Some(node) = reader(teacher, value).filter(|&node| is_folded && folds(teacher, node)) {
+        let Some(next) = teacher.node(node).output(0) else { break };
+        value = next;
+    }
+    value
 }
 
 /// Which axis counts channels.
@@ -140,7 +161,8 @@ pub(super) fn pairs(
         }
     }
     let mut distinct: Vec<Feature> = Vec::new();
-    for feature in found {
+    for mut feature in found {
+        feature.teacher = settled(teacher.0, student.0, feature.teacher, feature.student);
         if !distinct.contains(&feature) {
             distinct.push(feature);
         }

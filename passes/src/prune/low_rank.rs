@@ -137,12 +137,17 @@ impl Layer {
         let output = elements(shaped, read.output(0).ok_or("nothing reads it")?);
         let input = elements(shaped, unrolled.input);
         let of_output = output.iter().product::<f64>() / unrolled.rows as f64;
-        let (kernel, between) = match (&unrolled.window, output.as_slice(), input.as_slice()) {
-            (Window::Kernel { sizes, .. }, &[batch, _, height, _], &[.., width]) => match **sizes {
-                [down, across] if down > 1 && across > 1 => (Some([down, across]), batch * height * width),
-                _ => (None, 0.0),
+        let kernel = match &unrolled.window {
+            Window::Kernel { sizes, .. } => match **sizes {
+                [down, across] if down > 1 && across > 1 => Some([down, across]),
+                _ => None,
             },
-            _ => (None, 0.0),
+            Window::Row => None,
+        };
+        // Columns stand along the whole width of the input.
+        let between = match (output.as_slice(), input.as_slice()) {
+            (&[batch, _, height, _], &[.., width]) => batch * height * width,
+            _ => of_output,
         };
         Ok(Layer { node, unrolled, weights, kernel, has_bias, positions: [of_output, between] })
     }

@@ -12,6 +12,7 @@ mod prune_magnitude;
 mod prune_sparsegpt;
 mod prune_wanda;
 mod shares;
+mod timed;
 
 pub use factorize::Factorize;
 pub use mask::Pattern;

@@ -17,6 +17,7 @@ use super::channels::{
     counts,
 };
 use super::fitting::{fit, unusable};
+use super::timed;
 use crate::evenly;
 use crate::judge::Judge;
 use crate::moments::{self, Read};
@@ -40,6 +41,11 @@ pub struct PruneChannels {
     pub flops: Option<f64>,
     /// Share of the numbers in weights that stays.
     pub parameters: Option<f64>,
+    /// Share of the time of a sample that stays, measured on the engine that the model is meant for: every group is timed
+    /// at up to six widths. Needs calibration data.
+    pub latency: Option<f64>,
+    /// Samples that are timed together for `latency`, as many as calibration reads at a time at most.
+    pub latency_batch: usize,
     /// As many elements as channels are left in multiples of: engines run vectors of 8 or 16 at a time.
     pub multiple: usize,
     /// Whether layers are fitted to what they gave before. Needs calibration data.
@@ -55,6 +61,8 @@ impl Default for PruneChannels {
         PruneChannels {
             flops: None,
             parameters: None,
+            latency: None,
+            latency_batch: 1,
             multiple: 8,
             recover: true,
             samples: 256,
@@ -77,12 +85,15 @@ const MEASURED: usize = 16;
 impl PruneChannels {
     /// What must hold, and the share that may stay.
     fn budget(&self) -> Result<(Measure, f64), PassError> {
-        let (measure, name, share) = match (self.flops, self.parameters) {
-            (Some(_), Some(_)) => {
-                return Err(PassError::Options("give one of `flops` and `parameters`, not both".to_owned()));
-            }
-            (None, Some(share)) => (Measure::Parameters, "parameters", share),
-            (flops, None) => (Measure::Operations, "flops", flops.unwrap_or(0.5)),
+        let given = [self.flops, self.parameters, self.latency];
+        if given.iter().flatten().count() > 1 {
+            let what = "give one of `flops`, `parameters` and `latency`, not several";
+            return Err(PassError::Options(what.to_owned()));
+        }
+        let (measure, name, share) = match given {
+            [_, Some(share), _] => (Measure::Parameters, "parameters", share),
+            [_, _, Some(share)] => (Measure::Operations, "latency", share),
+            [flops, ..] => (Measure::Operations, "flops", flops.unwrap_or(0.5)),
         };
         if !(share > 0.0 && share <= 1.0) {
             let what = format!("`{name}` {share}: the share that stays, above 0 and up to 1");
@@ -263,7 +274,16 @@ impl Pass for PruneChannels {
                 "no layer of this model has channels that can be taken out".to_owned(),
             ));
         }
-        let counts = self.choices(model, &groups);
+        let mut counts = self.choices(model, &groups);
+        if self.latency.is_some() {
+            if !cx.is_replaying() && cx.deployment().is_none() {
+                return Err(timed::missing());
+            }
+            if !cx.is_replaying() && !cx.has_calibration() {
+                return Err(PassError::Options("`latency` needs calibration data to time with".to_owned()));
+            }
+            counts.iter_mut().for_each(|counts| *counts = timed::timed_counts(counts));
+        }
         let sizes = channels::sizes(&groups, &places);
         let shaped = channels::fed(model, cx)?;
         if !cx.is_replaying() && shaped.graph(shaped.main()).inputs().iter().any(channels::has_unknown_sizes)
@@ -276,6 +296,14 @@ impl Pass for PruneChannels {
             let choices: Vec<Choice<'_>> = (groups.iter().zip(&curves).zip(&counts))
                 .map(|((group, curve), counts)| Choice { group, curve, counts })
                 .collect();
+            if let Some(share) = self.latency {
+                let build = |gone: &[Vec<usize>]| {
+                    let mut smaller = model.clone();
+                    take_out(&mut smaller, &places, &is_gone(&places, &groups, gone))?;
+                    Ok(smaller)
+                };
+                return timed::select(model, &choices, (share, self.latency_batch.max(1)), &build, cx);
+            }
             let all = costs.total(measure, &sizes);
             let left = channels::select(&choices, &costs, &sizes, measure, share * all).map_err(|least| {
                 let least = least / all;
