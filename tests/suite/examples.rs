@@ -55,9 +55,9 @@ fn examples_in_manuals_are_true() {
         "prune-layers",
         "factorize",
         "distill",
+        "distill-quantized",
         "quantize-static",
         "learn-rounding",
-        "distill-quantized",
     ];
     assert_eq!(without, known, "{why}");
 }

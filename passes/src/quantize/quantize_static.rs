@@ -29,7 +29,7 @@ use super::types::{ActivationType, Saturation, WeightType};
 use crate::decided::chosen_nodes;
 use crate::names::{check_patterns, not_excluded};
 
-/// Quantizes Conv, Gemm and MatMul with constant weights to 8 bits, with ranges of activations from
+/// Quantizes Conv, Gemm and MatMul with constant weights to 8 bits (weights also to 4), with ranges of activations from
 /// calibration data, and writes the result as QDQ.
 ///
 /// Weights become symmetric int8 with one scale a channel, biases int32, activations asymmetric 8-bit
