@@ -3,6 +3,8 @@
 use optix_ir::Model;
 use optix_pipeline::{Batch, Cx, OracleError, PassError};
 
+use crate::evenly;
+
 /// Calibration samples in two parts.
 pub(crate) struct Divided {
     /// To learn from.
@@ -33,6 +35,23 @@ impl Divided {
 fn known(cx: &mut Cx<'_>) -> Result<Option<usize>, PassError> {
     let (_, data) = cx.calibration()?;
     Ok(data.samples().map(|samples| usize::try_from(samples).unwrap_or(usize::MAX)))
+}
+
+/// The first samples of the calibration data, up to so many of its first batch; none where there are none.
+///
+/// # Errors
+/// When the data cannot be read.
+pub(crate) fn first(model: &Model, most: usize, cx: &mut Cx<'_>) -> Result<Option<Batch>, PassError> {
+    let (_, data) = cx.calibration()?;
+    let first = data.batches(model).map_err(OracleError::from)?.next();
+    Ok(first.transpose().map_err(OracleError::from)?.map(|batch| batch.truncated(most)))
+}
+
+/// Up to so many samples of batches one by one, evenly apart.
+pub(crate) fn single_few(batches: &[Batch], most: usize) -> Vec<Batch> {
+    let all: Vec<Batch> = batches.iter().flat_map(singles).collect();
+    let step = evenly::step(all.len(), most);
+    all.into_iter().step_by(step).take(most).collect()
 }
 
 /// Batches spread evenly over the calibration data: about a quarter of it, within these bounds.

@@ -175,6 +175,21 @@ fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
     (low, high.max(low + 1))
 }
 
+/// Lines across a plot at powers of ten, with their labels; `down` is where a height lies.
+fn levels(svg: &mut String, (y0, y1): (i32, i32), (left, right): (f64, f64), down: impl Fn(f64) -> f64) {
+    for power in y0..=y1 {
+        let y = down(10f64.powi(power));
+        // Writing to a string cannot fail.
+        let _ = write!(
+            svg,
+            "<line x1=\"{left}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1}\" class=\"label\">{}</text>",
+            left - 6.0,
+            y + 4.0,
+            power_of_ten(power)
+        );
+    }
+}
+
 /// A line through points, the second figure of each logarithmic.
 pub fn curve(title: &str, points: &[[f64; 2]]) -> String {
     const LEFT: f64 = 70.0;
@@ -195,16 +210,7 @@ pub fn curve(title: &str, points: &[[f64; 2]]) -> String {
         title = escape(title)
     );
     // Writing to a string cannot fail.
-    for power in y0..=y1 {
-        let y = down(10f64.powi(power));
-        let _ = write!(
-            svg,
-            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1}\" class=\"label\">{}</text>",
-            LEFT - 6.0,
-            y + 4.0,
-            power_of_ten(power)
-        );
-    }
+    levels(&mut svg, (y0, y1), (LEFT, right), down);
     let at = |point: &[f64; 2]| format!("{:.1},{:.1}", across(point[0]), down(point[1]));
     let line: Vec<String> = points.iter().map(at).collect();
     let _ = write!(svg, "<polyline points=\"{}\" class=\"roof\"/>", line.join(" "));
@@ -248,16 +254,7 @@ pub fn roofline(title: &str, roof: Roof, dots: &[Dot]) -> String {
             power_of_ten(power)
         );
     }
-    for power in y0..=y1 {
-        let y = down(10f64.powi(power));
-        let _ = write!(
-            svg,
-            "<line x1=\"{LEFT}\" y1=\"{y:.1}\" x2=\"{right}\" y2=\"{y:.1}\" class=\"grid\"/><text x=\"{}\" y=\"{:.1}\" class=\"label\">{}</text>",
-            LEFT - 6.0,
-            y + 4.0,
-            power_of_ten(power)
-        );
-    }
+    levels(&mut svg, (y0, y1), (LEFT, right), down);
     // The slope starts where it enters the picture, at the left or at the bottom.
     let first = 10f64.powi(x0).max(10f64.powi(y0) / roof.slope);
     let _ = write!(

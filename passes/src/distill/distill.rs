@@ -100,7 +100,13 @@ impl Named for Distill {
 }
 
 /// Share of zeros from which on a constant counts as pruned.
-const PRUNED: f64 = 0.1;
+pub(super) const PRUNED: f64 = 0.1;
+
+/// Whether at least such a share of elements is 0.
+pub(super) fn is_pruned(elements: &[f32], share: f64) -> bool {
+    let zeros = elements.iter().filter(|&&x| x == 0.0).count();
+    zeros as f64 >= share * elements.len().max(1) as f64
+}
 
 /// A trained constant as it is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,17 +141,16 @@ impl Distill {
 }
 
 /// A parameter as it stands in the model.
-pub(super) fn started(model: &Model, parameter: &Parameter) -> Trained {
+fn started(model: &Model, parameter: &Parameter) -> Trained {
     let elements =
         model.constant(parameter.value).and_then(|held| held.to_slice::<f32>().ok().map(Vec::from));
     let elements = elements.unwrap_or_default();
-    let zeros = elements.iter().filter(|&&x| x == 0.0).count();
-    let is_pruned = parameter.is_weight && zeros as f64 >= PRUNED * elements.len().max(1) as f64;
+    let is_pruned = parameter.is_weight && is_pruned(&elements, PRUNED);
     Trained::new(elements, parameter.is_weight, is_pruned)
 }
 
 /// By how much elements moved, as a share of what they were.
-pub(super) fn moved(before: &[f32], after: &[f32]) -> f64 {
+fn moved(before: &[f32], after: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let by: f64 = before.iter().zip(after).map(|(a, b)| square(a - b)).sum();
     (by / before.iter().map(|&x| square(x)).sum::<f64>().max(f64::MIN_POSITIVE)).sqrt()

@@ -117,11 +117,6 @@ impl DistillQuantized {
     }
 }
 
-/// Whether a model has weights in integers that this pass can train.
-pub fn is_quantized(model: &Model) -> bool {
-    Unfolded::of(model, None, &[]).has_integers()
-}
-
 /// The row of a layer.
 fn row(model: &Model, layer: NodeId, change: Change) -> Layer {
     let (node, op) = naming::node_and_op(model, layer);

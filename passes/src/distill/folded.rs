@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use optix_ir::{Model, NodeId, Tensor};
 
 use super::unfolded::{Kind, Unfolded, reader};
-use crate::quantize::{dequantized, partners, stored_weight};
+use crate::quantize::{GREATEST_BIAS, PAIR, dequantized, partners, stored_weight};
 use crate::unroll::Unrolled;
 
 impl Unfolded {
@@ -131,8 +131,6 @@ fn replace(model: &mut Model, nodes: &[NodeId], slot: usize, elements: &[f32]) {
 
 /// Writes a bias with the scales that its layer has now.
 fn fold_bias(model: &mut Model, node: NodeId, floats: &[f32], start: &[f32]) -> Result<(), String> {
-    /// Greatest integer a bias may become; a little below the type's limit, which f32 cannot hold.
-    const GREATEST: f64 = 2_147_483_000.0;
     let gone = || "a bias is gone".to_owned();
     let output = model.node(node).output(0).ok_or_else(gone)?;
     let (layer, _) = reader(model, output).ok_or_else(gone)?;
@@ -153,7 +151,7 @@ fn fold_bias(model: &mut Model, node: NodeId, floats: &[f32], start: &[f32]) -> 
     let shape = model.constant(integers.value).map(|held| held.shape().to_vec()).unwrap_or_default();
     let round = |(at, &x): (usize, &f32)| {
         let ratio = f64::from(x) / f64::from(wanted[at % wanted.len()]);
-        ratio.round_ties_even().clamp(-GREATEST, GREATEST) as i32
+        ratio.round_ties_even().clamp(-GREATEST_BIAS, GREATEST_BIAS) as i32
     };
     let held = Tensor::from_vec(shape, floats.iter().enumerate().map(round).collect::<Vec<i32>>());
     match reader(model, integers.value) {
@@ -172,8 +170,6 @@ fn fold_bias(model: &mut Model, node: NodeId, floats: &[f32], start: &[f32]) -> 
 
 /// Brings weights back to what kernels can add up in pairs: of two that are too much together, the greater.
 fn within_pairs(integers: Vec<i32>, unrolled: &Unrolled, partners: &[usize]) -> Vec<i32> {
-    /// What two weights of one sign may add up to: 32,767 / 255.
-    const PAIR: i32 = 128;
     let mut rows = unrolled.by_rows(&integers);
     for row in rows.chunks_exact_mut(unrolled.depth) {
         for (place, &other) in partners.iter().enumerate() {

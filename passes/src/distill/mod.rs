@@ -14,4 +14,5 @@ mod unfolded;
 
 pub use augment::Augmentation;
 pub use distill::{Distill, Loss};
-pub use distill_quantized::{DistillQuantized, is_quantized};
+pub use distill_quantized::DistillQuantized;
+pub use unfolded::is_quantized;

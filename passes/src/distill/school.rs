@@ -154,7 +154,7 @@ impl Teacher {
                 given.iter().map(|tensor| row(tensor, place, numbers.len())).collect();
             let Some(row) = row else { break };
             let size: usize = row.iter().map(|tensor| tensor.bytes().len()).sum();
-            if self.known[number].is_none() && size <= self.room && self.room > 0 {
+            if self.known[number].is_none() && size <= self.room {
                 self.room -= size;
                 self.known[number] = Some(row);
             }

@@ -9,6 +9,7 @@ use optix_ir::{DType, Model, Node, NodeId, Position, Tensor, Use, ValueId};
 use optix_training::optimizer::Trained;
 use optix_training::{Parameter, parameters};
 
+use super::distill::{PRUNED, is_pruned};
 use crate::names::not_excluded;
 use crate::quantize::{Integers, dequantized, stored_weight};
 
@@ -53,9 +54,8 @@ pub(super) struct Unfolded {
     pub(super) fixed: Vec<(NodeId, Vec<f32>)>,
 }
 
-/// Share of zeros from which on weights count as pruned: of 8 bits and floats, and of fewer bits, which round much to
-/// 0.
-const PRUNED: [f64; 2] = [0.1, 0.4];
+/// The same for integers of fewer than 8 bits, which round much to 0.
+const PRUNED_OF_FEW_BITS: f64 = 0.4;
 
 /// How far from the middle of its integer a float may be, in steps.
 const WITHIN: f32 = 0.49;
@@ -84,6 +84,18 @@ fn is_sound(model: &Model, integers: &Integers) -> bool {
         && integers.zero_point.is_none_or(stands)
         && !scales.is_empty()
         && scales.iter().all(|scale| scale.is_normal() && *scale > 0.0)
+}
+
+/// Whether a model has weights in integers that can be trained.
+pub fn is_quantized(model: &Model) -> bool {
+    model.nodes_of(model.main()).any(|layer| {
+        let read = model.node(layer).input(1).and_then(|weights| model.value(weights).producer());
+        let constant =
+            |node: NodeId| model.node(node).input(0).is_some_and(|read| model.constant(read).is_some());
+        read.is_some_and(|(node, _)| {
+            model.node(node).is("DequantizeLinear") && constant(node) && site(model, node, layer).is_ok()
+        })
+    })
 }
 
 /// The weights of a layer behind this node.
@@ -141,12 +153,10 @@ fn floats(model: &Model, float: Option<&Model>, site: &Site) -> Option<(Vec<f32>
         let held = float.constant(node.input(1)?)?;
         (held.shape() == weight.shape).then(|| held.to_slice::<f32>().ok().map(Vec::from))?
     });
-    let zeros = |floats: &[f32]| floats.iter().filter(|&&x| x == 0.0).count() as f64;
-    let count = weight.integers.len().max(1) as f64;
     let stands = |at: usize| weight.float(at, weight.integers[at]);
     Some(match before {
         Some(before) => {
-            let keeps_zeros = zeros(&before) >= PRUNED[0] * count;
+            let keeps_zeros = is_pruned(&before, PRUNED);
             let near = |(at, &x): (usize, &f32)| {
                 let reach = WITHIN * weight.steps[at];
                 if x == 0.0 && keeps_zeros { 0.0 } else { x.clamp(stands(at) - reach, stands(at) + reach) }
@@ -155,8 +165,8 @@ fn floats(model: &Model, float: Option<&Model>, site: &Site) -> Option<(Vec<f32>
         }
         None => {
             let floats: Vec<f32> = (0..weight.integers.len()).map(stands).collect();
-            let share = PRUNED[usize::from(weight.dtype.bits() < 8)];
-            let keeps_zeros = zeros(&floats) >= share * count;
+            let share = if weight.dtype.bits() < 8 { PRUNED_OF_FEW_BITS } else { PRUNED };
+            let keeps_zeros = is_pruned(&floats, share);
             (floats, keeps_zeros)
         }
     })
@@ -230,8 +240,7 @@ impl Unfolded {
             let start = held.and_then(|held| held.to_slice::<f32>().ok().map(Vec::from)).unwrap_or_default();
             if !biases.contains(&parameter.value) && not_excluded(quantized, parameter.node, exclude).is_ok()
             {
-                let zeros = start.iter().filter(|&&x| x == 0.0).count() as f64;
-                let keeps_zeros = parameter.is_weight && zeros >= PRUNED[0] * start.len().max(1) as f64;
+                let keeps_zeros = parameter.is_weight && is_pruned(&start, PRUNED);
                 let layer = parameter.node;
                 unfolded.parts.push(Part { kind: Kind::Floats, name, layer, start, keeps_zeros });
                 unfolded.parameters.push(parameter);

@@ -124,9 +124,7 @@ impl Factorize {
             }
         }
         found.sort_by_key(|candidate| candidate.layer.node);
-        let all: Vec<Batch> = batches.iter().flat_map(samples::singles).collect();
-        let step = crate::evenly::step(all.len(), MEASURED);
-        let judged: Vec<Batch> = all.into_iter().step_by(step).take(MEASURED).collect();
+        let judged = samples::single_few(&batches, MEASURED);
         if judged.is_empty() {
             return Ok(found);
         }
@@ -231,10 +229,7 @@ impl Factorize {
         if cx.deployment().is_none() {
             return Ok(Vec::new());
         }
-        let (_, data) = cx.calibration()?;
-        let first = data.batches(model).map_err(OracleError::from)?.next();
-        let Some(batch) = first.transpose().map_err(OracleError::from)? else { return Ok(Vec::new()) };
-        let feeds = batch.truncated(1).feeds;
+        let Some(Batch { feeds, .. }) = samples::first(model, 1, cx)? else { return Ok(Vec::new()) };
         let mut changed = model.clone();
         let mut pairs: Vec<(NodeId, NodeId)> = Vec::new();
         for (candidate, way) in chosen {

@@ -18,7 +18,6 @@ use super::channels::{
 };
 use super::fitting::{fit, unusable};
 use super::timed;
-use crate::evenly;
 use crate::judge::Judge;
 use crate::moments::{self, Read};
 use crate::names::{check_patterns, not_excluded};
@@ -194,9 +193,7 @@ fn at_outputs(
     batches: &[Batch],
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Option<f64>>, PassError> {
-    let all: Vec<Batch> = batches.iter().flat_map(samples::singles).collect();
-    let samples: Vec<Batch> =
-        all.iter().step_by(evenly::step(all.len(), MEASURED)).take(MEASURED).cloned().collect();
+    let samples = samples::single_few(batches, MEASURED);
     if samples.is_empty() {
         return Ok(found.iter().map(|_| None).collect());
     }

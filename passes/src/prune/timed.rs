@@ -7,9 +7,10 @@
 use std::collections::BTreeMap;
 
 use optix_ir::{Model, NodeId, Tensor};
-use optix_pipeline::{Cx, KernelTime, OracleError, PassError, Ratio};
+use optix_pipeline::{Cx, KernelTime, PassError, Ratio};
 
 use super::channels::Choice;
+use crate::samples;
 
 /// Widths of a group that are timed at most.
 const WIDTHS: usize = 6;
@@ -161,21 +162,18 @@ fn path(table: &Table, choices: &[Choice<'_>]) -> Vec<Vec<usize>> {
 pub(super) fn select(
     model: &Model,
     choices: &[Choice<'_>],
-    (share, samples): (f64, usize),
+    (share, together): (f64, usize),
     build: Build<'_>,
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Vec<usize>>, PassError> {
-    let (_, data) = cx.calibration()?;
-    let first = data.batches(model).map_err(OracleError::from)?.next();
-    let batch = first.transpose().map_err(OracleError::from)?;
     if share >= 1.0 {
         return Ok(gone(choices, &vec![0; choices.len()]));
     }
-    let batch = batch.map(|batch| batch.truncated(samples)).unwrap_or_default();
+    let batch = samples::first(model, together, cx)?.unwrap_or_default();
     let (feeds, timed_together) = (batch.feeds, batch.count);
-    if timed_together != samples {
+    if timed_together != together {
         cx.warn(format!(
-            "{timed_together} samples are timed together: calibration reads no {samples} at a time"
+            "{timed_together} samples are timed together: calibration reads no {together} at a time"
         ));
     }
     let table = measure(model, choices, build, &feeds, cx)?;

@@ -24,7 +24,7 @@ pub(super) struct Problem<'a> {
 }
 
 /// What two weights of one sign may add up to when pairs of products are added in int16: 32,767 / 255.
-const PAIR: i32 = 128;
+pub(crate) const PAIR: i32 = 128;
 
 /// An output channel: integers, what a step of each is worth, which way each may move from where it was
 /// rounded to (+1 or -1), and the gradient of the error: half of its derivative by each weight.

@@ -143,11 +143,12 @@ fn action(WeightOptions { activations, weights, .. }: WeightOptions) -> String {
     }
 }
 
+/// Greatest integer a bias may become; a little below the type's limit, which f32 cannot hold.
+pub(crate) const GREATEST_BIAS: f64 = 2_147_483_000.0;
+
 /// Widens weight scales whose bias would not fit 32 bits, and gives channels without weights a scale
 /// that keeps their bias precise. Returns how many were widened.
 fn fit_bias(scales: &mut [f32], maxima: &[f32], biases: &[f32], input_scale: f32) -> usize {
-    /// Greatest integer a bias may become; a little below the type's limit, which f32 cannot hold.
-    const GREATEST: f64 = 2_147_483_000.0;
     /// Steps a bias gets when there are no weights to say how fine it must be.
     const FINE: f64 = 1_048_576.0;
     let mut widened = 0;
@@ -160,8 +161,8 @@ fn fit_bias(scales: &mut [f32], maxima: &[f32], biases: &[f32], input_scale: f32
         }
         if maxima[channel] == 0.0 && channels == biases.len() {
             scales[channel] = ((magnitude / FINE / f64::from(input_scale)) as f32).max(f32::MIN_POSITIVE);
-        } else if magnitude / (f64::from(scales[channel]) * f64::from(input_scale)) > GREATEST {
-            scales[channel] = (magnitude / GREATEST / f64::from(input_scale)) as f32;
+        } else if magnitude / (f64::from(scales[channel]) * f64::from(input_scale)) > GREATEST_BIAS {
+            scales[channel] = (magnitude / GREATEST_BIAS / f64::from(input_scale)) as f32;
             widened += 1;
         }
     }

@@ -28,6 +28,7 @@ use super::target::{self, Bias, Runs, Target, TargetChoice};
 use super::types::{ActivationType, Saturation, WeightType};
 use crate::decided::chosen_nodes;
 use crate::names::{check_patterns, not_excluded};
+use crate::samples;
 
 /// Quantizes Conv, Gemm and MatMul with constant weights to 8 bits (weights also to 4), with ranges of activations from
 /// calibration data, and writes the result as QDQ.
@@ -428,10 +429,7 @@ impl Decided<'_> {
             return Ok(BTreeMap::new());
         }
         cx.progress("measuring layers", 0, 0)?;
-        let (_, data) = cx.calibration()?;
-        let first = data.batches(model).map_err(OracleError::from)?.next();
-        let Some(batch) = first.transpose().map_err(OracleError::from)? else { return Ok(BTreeMap::new()) };
-        let batch = batch.truncated(1);
+        let Some(batch) = samples::first(model, 1, cx)? else { return Ok(BTreeMap::new()) };
         let build =
             |float: &BTreeSet<NodeId>| self.candidate(model, placement, ranges, &|id| !float.contains(&id));
         let quantized = build(&BTreeSet::new())?;
