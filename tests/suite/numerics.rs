@@ -473,3 +473,75 @@ const AMPLIFIES: &str = "magika/model.onnx";
 
 /// Models that round to integers inside: one step there changes everything behind it.
 const ROUNDS: &[&str] = &["encoder.onnx", "decoder.onnx"];
+
+/// Gradients of a network for a batch of pictures, by the names of its parameters.
+fn gradients(engine: &dyn Engine, model: &Model) -> Result<Vec<(String, Tensor)>, String> {
+    const COUNT: usize = 64;
+    let main = model.main();
+    let input = model.graph(main).inputs()[0].value;
+    let output = model.graph(main).outputs()[0].value;
+    let aim = optix_training::Aim {
+        value: output,
+        distance: optix_training::loss::Distance::Logits { temperature: 2.0 },
+        weight: 1.0,
+        is_border: false,
+    };
+    let parameters = optix_training::parameters(model);
+    let student = optix_training::Student::new(
+        model,
+        &[(input, vec![COUNT, 1, 28, 28])],
+        &parameters,
+        &[(aim, vec![COUNT, 10])],
+        false,
+        &optix_pipeline::check::OpsEvaluator,
+    )
+    .map_err(|error| error.to_string())?;
+    let mut draw = Draw(11);
+    let mut drawn = |shape: [usize; 4]| {
+        let elements = (0..shape.iter().product()).map(|_| draw.float(-1.0, 1.0)).collect::<Vec<f32>>();
+        Tensor::from_vec(shape.to_vec(), elements)
+    };
+    let pictures = drawn([COUNT, 1, 28, 28]);
+    let answers = drawn([COUNT, 10, 1, 1]).to_slice::<f32>().expect("floats").to_vec();
+    let mut feeds = vec![(input, pictures), (student.targets[0], Tensor::from_vec(vec![COUNT, 10], answers))];
+    let (mut wanted, mut names) = (Vec::new(), Vec::new());
+    for ((parameter, own), gradient) in parameters.iter().zip(&student.inputs).zip(&student.gradients) {
+        feeds.push((*own, model.constant(parameter.value).expect("it is constant").clone()));
+        wanted.extend(*gradient);
+        names.extend(gradient.map(|_| model.value(parameter.value).name().to_owned()));
+    }
+    let mut session = load(engine, &student.model).map_err(|error| error.to_string())?;
+    let found = session.run(&feeds, &wanted).map_err(|error| error.to_string())?;
+    Ok(names.into_iter().zip(found).collect())
+}
+
+#[test]
+fn gradients_agree_on_every_engine() {
+    let mut wrong = Vec::new();
+    for name in ["fmnist_resnet", "fmnist_mobilenet"] {
+        let path = root().join(format!("fixtures/models/{name}.onnx"));
+        let model = optix_io::load(&path, &optix_io::LoadOptions::default()).expect("it loads").model;
+        let expected = gradients(&Cpu, &model).expect("the default engine trains");
+        for present in present().iter().filter(|present| present.name != "cpu") {
+            let found = match gradients(&*present.engine, &model) {
+                Ok(found) => found,
+                Err(why) => {
+                    eprintln!("{name} on {}: not run: {why}", present.name);
+                    continue;
+                }
+            };
+            let mut greatest = 0.0f64;
+            for ((of, expected), (_, found)) in expected.iter().zip(&found) {
+                let off = optix_pipeline::check::relative_difference(expected, found);
+                greatest = greatest.max(off);
+                // A number within its last digits of where a Relu or Clip begins may fall on either side, and with it the
+                // gradient of one element in a million; what is computed wrongly is off by far more.
+                if off > 1e-2 {
+                    wrong.push(format!("{name} on {}: gradient of `{of}` is {off:.1e} off", present.name));
+                }
+            }
+            eprintln!("gradients of {name} on {}: {greatest:.1e} of the greatest of each", present.name);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

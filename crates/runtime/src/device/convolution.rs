@@ -1,10 +1,10 @@
 //! Convolutions and pools in burn's primitives, over one to three spatial axes.
 
 use burn::tensor::TensorMetadata;
-use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, ModuleOps};
+use burn::tensor::ops::{ConvOptions, ConvTransposeOptions, FloatTensorOps, ModuleOps};
 use optix_ir::Node;
 
-use super::layout::padded;
+use super::layout::{padded, whole};
 use super::{B, DeviceCall, DeviceTensor, reshape};
 use crate::kernels::Window;
 
@@ -101,7 +101,20 @@ pub(crate) fn conv_transpose(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
         return None;
     }
     let bias = if call.has(2) { Some(call.tensor(2)?) } else { None };
-    let (x, w) = (call.tensor(0)?, call.tensor(1)?);
+    let (x, mut w) = (call.tensor(0)?, call.tensor(1)?);
+    // Kernels shorter than a step give zeros on wgpu and cuda (burn-cubecl 0.21 counts the inputs of an output as reach less
+    // step): they are made as long with zeros behind, and what that adds to the output is not padded or is cut off.
+    let longer: Vec<usize> = (0..spatial)
+        .map(|axis| strides[axis].div_ceil(dilations[axis]).saturating_sub(weights[axis + 2]))
+        .collect();
+    let grown: Vec<usize> = longer.iter().zip(&dilations).map(|(more, step)| more * step).collect();
+    let cut: Vec<usize> =
+        grown.iter().zip(&extra).map(|(grown, extra)| grown.saturating_sub(*extra)).collect();
+    let extra: Vec<usize> =
+        grown.iter().zip(&extra).map(|(grown, extra)| extra.saturating_sub(*grown)).collect();
+    if longer.iter().any(|&more| more > 0) {
+        w = around(call, w, &vec![0; spatial], &longer, 0.0);
+    }
     macro_rules! convolve {
         ($function:expr) => {{
             let options = ConvTransposeOptions::new(
@@ -114,12 +127,20 @@ pub(crate) fn conv_transpose(call: &DeviceCall<'_>) -> Option<DeviceTensor> {
             Some($function(x, w, bias, options))
         }};
     }
-    match spatial {
+    let given = match spatial {
         1 => convolve!(B::conv_transpose1d),
         2 => convolve!(B::conv_transpose2d),
         3 => convolve!(B::conv_transpose3d),
         _ => None,
+    }?;
+    if cut.iter().all(|&cut| cut == 0) {
+        return Some(given);
     }
+    let mut kept = whole(&given.shape().to_vec());
+    for (axis, cut) in cut.iter().enumerate() {
+        kept[axis + 2].end = Some(isize::try_from(given.shape()[axis + 2].checked_sub(*cut)?).ok()?);
+    }
+    Some(B::float_slice(given, &kept))
 }
 
 /// `MaxPool` and `AveragePool` over one or two axes.
