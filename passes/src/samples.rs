@@ -1,6 +1,7 @@
 //! Samples to learn from and others to judge by, both from all parts of the calibration data.
 
-use optix_ir::Model;
+use bytes::Bytes;
+use optix_ir::{Model, Tensor};
 use optix_pipeline::{Batch, Cx, OracleError, PassError};
 
 use crate::evenly;
@@ -37,14 +38,61 @@ fn known(cx: &mut Cx<'_>) -> Result<Option<usize>, PassError> {
     Ok(data.samples().map(|samples| usize::try_from(samples).unwrap_or(usize::MAX)))
 }
 
-/// The first samples of the calibration data, up to so many of its first batch; none where there are none.
+/// The first samples of the calibration data, up to so many, together; those of the first batch alone where samples cannot be
+/// taken apart or differ in shape. None where there are none.
 ///
 /// # Errors
 /// When the data cannot be read.
 pub(crate) fn first(model: &Model, most: usize, cx: &mut Cx<'_>) -> Result<Option<Batch>, PassError> {
     let (_, data) = cx.calibration()?;
-    let first = data.batches(model).map_err(OracleError::from)?.next();
-    Ok(first.transpose().map_err(OracleError::from)?.map(|batch| batch.truncated(most)))
+    let (mut batches, mut count) = (Vec::<Batch>::new(), 0);
+    for batch in data.batches(model).map_err(OracleError::from)? {
+        let batch = batch.map_err(OracleError::from)?;
+        count += batch.count;
+        batches.push(batch);
+        if count >= most {
+            break;
+        }
+    }
+    let mut all: Vec<Batch> = batches.iter().flat_map(singles).collect();
+    let shapes = |batch: &Batch| -> Vec<Vec<usize>> {
+        batch.feeds.iter().map(|(_, tensor)| tensor.shape().to_vec()).collect()
+    };
+    let is_one_kind = all.windows(2).all(|pair| shapes(&pair[0]) == shapes(&pair[1]));
+    if batches.len() < 2 || all.len() != count || !is_one_kind {
+        return Ok(batches.into_iter().next().map(|batch| batch.truncated(most)));
+    }
+    all.truncate(most);
+    Ok(Some(Batch { feeds: together(&all), count: all.len(), ..Batch::default() }))
+}
+
+/// Tensors of single samples as one, along the first axis.
+///
+/// # Panics
+/// When there are none, or their types or shapes differ.
+pub(crate) fn joined<'t>(mut tensors: impl Iterator<Item = &'t Tensor>) -> Tensor {
+    let first = tensors.next().expect("at least one sample");
+    let mut bytes = first.bytes().to_vec();
+    let mut count = first.shape().first().copied().unwrap_or(1);
+    for tensor in tensors {
+        assert!(
+            tensor.dtype() == first.dtype() && tensor.shape().get(1..) == first.shape().get(1..),
+            "of one kind"
+        );
+        bytes.extend_from_slice(tensor.bytes());
+        count += tensor.shape().first().copied().unwrap_or(1);
+    }
+    let shape: Vec<usize> = std::iter::once(count).chain(first.shape().iter().skip(1).copied()).collect();
+    Tensor::new(first.dtype(), shape, Bytes::from(bytes)).expect("as many elements as the parts have")
+}
+
+/// Feeds of some samples together, by name.
+pub(crate) fn together(samples: &[Batch]) -> Vec<(String, Tensor)> {
+    let first = samples.first().expect("at least one sample");
+    let feed = |(place, (name, _)): (usize, &(String, Tensor))| {
+        (name.clone(), joined(samples.iter().map(|sample| &sample.feeds[place].1)))
+    };
+    first.feeds.iter().enumerate().map(feed).collect()
 }
 
 /// Up to so many samples of batches one by one, evenly apart.

@@ -23,12 +23,27 @@ pub enum PruneMethod {
     LowRank,
 }
 
+/// What a channel is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PruneImportance {
+    /// Readers with --calib, l2 without.
+    Auto,
+    /// Its weights without their signs. Needs no data.
+    L1,
+    /// Squares of its weights. Needs no data.
+    L2,
+    /// What the layers that read it lose when their other inputs make up for it.
+    Readers,
+    /// What outputs lose with it by their gradients.
+    Taylor,
+}
+
 #[derive(Debug, Args)]
 pub struct Prune {
     /// ONNX file.
     pub model: PathBuf,
     /// Which weights become zero, or what is taken out. [default: layers with --blocks, channels with --flops,
-    /// --parameters or --latency, otherwise sparsegpt with --calib and magnitude without]
+    /// --parameters, --bytes or --latency, otherwise sparsegpt with --calib and magnitude without]
     #[arg(long, value_enum)]
     pub method: Option<PruneMethod>,
     /// Share of the weights that become zero, from 0 to below 1. [default: 0.5]
@@ -45,12 +60,18 @@ pub struct Prune {
     /// Take channels out until this share of the numbers in weights is left, above 0 and up to 1.
     #[arg(long, value_name = "SHARE", conflicts_with = "flops")]
     pub parameters: Option<f64>,
-    /// Take channels out until this share of the time of a sample is left, as measured in onnxruntime; above 0 and up to 1.
+    /// Take channels out until this share of the bytes of all constants is left, above 0 and up to 1.
     #[arg(long, value_name = "SHARE", conflicts_with_all = ["flops", "parameters"])]
+    pub bytes: Option<f64>,
+    /// Take channels out until this share of the time of a sample is left, as measured in onnxruntime; above 0 and up to 1.
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["flops", "parameters", "bytes"])]
     pub latency: Option<f64>,
     /// Take so many blocks out that lie beside residual connections. [default with --method layers: 1]
-    #[arg(long, value_name = "COUNT", conflicts_with_all = ["flops", "parameters"])]
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["flops", "parameters", "bytes"])]
     pub blocks: Option<usize>,
+    /// What a channel is worth, where channels are taken out. [default: auto]
+    #[arg(long, value_enum)]
+    pub importance: Option<PruneImportance>,
     /// Leave multiples of so many elements where channels are taken out, or ranks lowered. [default: 8]
     #[arg(long, value_name = "COUNT")]
     pub multiple: Option<usize>,

@@ -163,6 +163,10 @@ fn what_cannot_become_smaller_is_said() {
     let error = |more: &str| place.ends(&format!("prune {MODEL} -o x.onnx {more}"), 2).stderr;
     assert!(error("--flops 1.5").contains("the share that stays, above 0 and up to 1"));
     assert!(error("--flops 0.5 --parameters 0.5").contains("cannot be used with"));
+    assert!(error("--bytes 0.5 --latency 0.5").contains("cannot be used with"));
+    assert!(error("--bytes 0").contains("`bytes` 0"));
+    let taylor = "--flops 0.5 --importance taylor";
+    assert!(error(taylor).contains("needs calibration data"), "{}", error(taylor));
     assert!(error("--flops 0.01").contains("cannot be reached"), "{}", error("--flops 0.01"));
     assert!(error("--flops 0.5 --multiple 0").contains("at least 1"));
     assert!(error("--method channels --sparsity 0.3").contains("sparsity"));
@@ -174,7 +178,7 @@ fn what_cannot_become_smaller_is_said() {
 }
 
 /// An engine whose kernels take as long as layers have operations, and a little for themselves.
-struct Clock;
+pub struct Clock;
 
 impl Clock {
     fn seconds(
@@ -269,4 +273,74 @@ fn channels_go_until_a_measured_time_is_reached() {
     assert!(least.contains("a latency of 0.01 cannot be reached"), "{least}");
     let none = run(0.6, false).expect_err("no engine");
     assert!(none.contains("measured on the engine"), "{none}");
+}
+
+#[test]
+fn bytes_are_a_budget() {
+    let place = Place::new();
+    let report = place.json(&format!("prune {MODEL} -o small.onnx --bytes 0.4 {CALIB} --json"));
+    let bytes = |name: &std::path::Path| {
+        let model = optix_io::load(name, &optix_io::LoadOptions::default()).expect("it loads").model;
+        model.tensor_bytes() as f64
+    };
+    let share = bytes(&place.path("small.onnx")) / bytes(&root().join(MODEL));
+    assert!(share <= 0.4 && share > 0.3, "{share}");
+    assert!(report["steps"].to_string().contains("bytes of constants"), "{report}");
+}
+
+#[test]
+fn gradients_tell_what_channels_are_worth() {
+    use optix_pipeline::runner::{self, RunOptions};
+    use std::fmt::Write as _;
+    // Hidden channels 4 to 7 have great weights and are never above 0; of the others each is worth four times the next.
+    let list = |of: &dyn Fn(usize) -> f32, count: usize| {
+        (0..count).map(|at| format!("{}", of(at))).collect::<Vec<_>>().join(", ")
+    };
+    let mut constants = String::new();
+    let first = |at: usize| if at % 8 < 4 { [0.5, -0.4, 0.3, 0.6][(at / 8 + at % 8) % 4] } else { 3.0 };
+    let _ = write!(constants, "float[4, 8] a = {{{}}}, ", list(&first, 32));
+    let _ = write!(constants, "float[8] c = {{{}}}, ", list(&|at| if at < 4 { 2.0 } else { -50.0 }, 8));
+    let second = |at: usize| [1.0, 0.5, 0.25, 0.125, 4.0, 4.0, 4.0, 4.0][at / 3] * [1.0, -1.0, 0.5][at % 3];
+    let _ = write!(constants, "float[8, 3] b = {{{}}}", list(&second, 24));
+    for (output, name) in [("y", "squares"), ("logits", "classes")] {
+        let source = format!(
+            "<ir_version: 8, opset_import: [\"\" : 17]> net (float[1, 4] x) => (float[1, 3] {output}) <{constants}> {{
+                h = MatMul (x, a) s = Add (h, c) r = Relu (s) {output} = MatMul (r, b) }}"
+        );
+        let kept = |importance: &str, flops: f64| -> Vec<f32> {
+            let mut model = optix_ir::text::parse(&source).expect("it is a model");
+            let recipe = format!(
+                "version = 1\n[[step]]\npass = \"prune-channels\"\nimportance = \"{importance}\"\nflops = {flops}\nmultiple = 1\n\
+                 recover = false\n"
+            );
+            let recipe = optix_pipeline::Recipe::parse(&recipe, "test", optix_passes::PASSES, &[]);
+            let mut resources = optix_pipeline::Resources {
+                oracle: &mut optix_runtime::EngineOracle::new(
+                    Box::new(optix_runtime::Cpu),
+                    optix_runtime::LoadOptions::default(),
+                ),
+                calibration: Some(&crate::recovery::Drawn { seed: 3, batches: 256 }),
+                statistics: None,
+                teacher: None,
+                checkpoint: None,
+                seed: 0,
+                progress: &optix_pipeline::NoProgress,
+                deployment: None,
+                cancel: optix_base::CancelToken::new(),
+            };
+            let options = RunOptions::default();
+            runner::run(&recipe.expect("a recipe"), &mut model, &mut resources, &options, &mut |_, _| {})
+                .expect("it runs");
+            // The rows that are left, by their first weight.
+            let second =
+                model.walk().filter(|&id| model.node(id).is("MatMul")).last().expect("the last layer");
+            let weights = model.constant(model.node(second).input(1).expect("weights")).expect("constant");
+            weights.to_slice::<f32>().expect("floats").chunks(3).map(|row| row[0]).collect()
+        };
+        // Half of the channels are dead, and only gradients see it.
+        assert_eq!(kept("taylor", 0.5), [1.0, 0.5, 0.25, 0.125], "{name}");
+        assert_eq!(kept("taylor", 0.25), [1.0, 0.5], "{name}");
+        assert_eq!(kept("l2", 0.5), [4.0; 4], "{name}");
+        assert_eq!(kept("l1", 0.5), [4.0; 4], "{name}");
+    }
 }

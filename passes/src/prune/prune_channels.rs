@@ -9,12 +9,13 @@ use optix_pipeline::{
     Batch, Cx, Family, Interface, Layer, Named, Numerics, Pass, PassError, Promises, Requires, Topology,
     naming,
 };
+use optix_training::gradient;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::channels::{
-    self, Choice, Costs, Curve, Group, Held, MadeUp, Measure, Places, Reader, Sizes, by_readers, by_weights,
-    counts,
+    self, Choice, Costs, Curve, Group, Held, MadeUp, Measure, Norm, Places, Reader, Sizes, by_readers,
+    by_weights, counts,
 };
 use super::fitting::{fit, unusable};
 use super::timed;
@@ -24,6 +25,24 @@ use crate::names::{check_patterns, not_excluded};
 use crate::samples;
 use crate::unroll::Unrolled;
 
+/// What a channel is worth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Importance {
+    /// `readers` with calibration data, `l2` without.
+    #[default]
+    Auto,
+    /// The sum of its weights without their signs. Needs no data.
+    L1,
+    /// The sum of the squares of its weights. Needs no data.
+    L2,
+    /// What the layers that read it lose when their other inputs make up for it. Needs calibration data.
+    Readers,
+    /// What the model's outputs lose with it by their gradients (Fisher information): nothing makes up for it. Needs
+    /// calibration data and operator set 13 (`convert-opset` raises it).
+    Taylor,
+}
+
 /// Takes channels of layers out of the graph, and everything that depends on them: weights of the layers behind,
 /// biases, normalizations, what is added or joined with them, heads of attention, hidden units. The file is really
 /// smaller, and any engine runs it faster.
@@ -31,8 +50,9 @@ use crate::unroll::Unrolled;
 /// Which places along which axes stand or fall together is found by following every operator (a dependency graph; Fang
 /// et al. 2023, DepGraph); where that cannot be proved, channels stay and the reason is listed. With calibration data a
 /// channel is worth what the layers that read it lose when their other inputs make up for it as well as they can
-/// (Kurtic et al. 2023, ZipLM); without, the norm of its weights. At every turn the group becomes smaller that loses
-/// the least for what it saves. Then layers are fitted, by least squares, to what they gave before.
+/// (Kurtic et al. 2023, ZipLM); without, the norm of its weights; `importance` takes something else. At every turn the
+/// group becomes smaller that loses the least for what it saves. Then layers are fitted, by least squares, to what they
+/// gave before.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct PruneChannels {
@@ -40,11 +60,15 @@ pub struct PruneChannels {
     pub flops: Option<f64>,
     /// Share of the numbers in weights that stays.
     pub parameters: Option<f64>,
+    /// Share of the bytes of all constants that stays.
+    pub bytes: Option<f64>,
     /// Share of the time of a sample that stays, measured on the engine that the model is meant for: every group is timed
     /// at up to six widths. Needs calibration data.
     pub latency: Option<f64>,
-    /// Samples that are timed together for `latency`, as many as calibration reads at a time at most.
+    /// Samples that are timed together for `latency`.
     pub latency_batch: usize,
+    /// What a channel is worth.
+    pub importance: Importance,
     /// As many elements as channels are left in multiples of: engines run vectors of 8 or 16 at a time.
     pub multiple: usize,
     /// Whether layers are fitted to what they gave before. Needs calibration data.
@@ -60,8 +84,10 @@ impl Default for PruneChannels {
         PruneChannels {
             flops: None,
             parameters: None,
+            bytes: None,
             latency: None,
             latency_batch: 1,
+            importance: Importance::Auto,
             multiple: 8,
             recover: true,
             samples: 256,
@@ -84,16 +110,18 @@ const MEASURED: usize = 16;
 impl PruneChannels {
     /// What must hold, and the share that may stay.
     fn budget(&self) -> Result<(Measure, f64), PassError> {
-        let given = [self.flops, self.parameters, self.latency];
-        if given.iter().flatten().count() > 1 {
-            let what = "give one of `flops`, `parameters` and `latency`, not several";
+        let given = [
+            (Measure::Operations, "flops", self.flops),
+            (Measure::Parameters, "parameters", self.parameters),
+            (Measure::Bytes, "bytes", self.bytes),
+            (Measure::Operations, "latency", self.latency),
+        ];
+        let mut shares = given.into_iter().filter_map(|(measure, name, share)| Some((measure, name, share?)));
+        let (measure, name, share) = shares.next().unwrap_or((Measure::Operations, "flops", 0.5));
+        if shares.next().is_some() {
+            let what = "give one of `flops`, `parameters`, `bytes` and `latency`, not several";
             return Err(PassError::Options(what.to_owned()));
         }
-        let (measure, name, share) = match given {
-            [_, Some(share), _] => (Measure::Parameters, "parameters", share),
-            [_, _, Some(share)] => (Measure::Operations, "latency", share),
-            [flops, ..] => (Measure::Operations, "flops", flops.unwrap_or(0.5)),
-        };
         if !(share > 0.0 && share <= 1.0) {
             let what = format!("`{name}` {share}: the share that stays, above 0 and up to 1");
             return Err(PassError::Options(what));
@@ -141,12 +169,36 @@ fn curves(
     counts: &[Vec<usize>],
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Curve>, PassError> {
-    let by_weights = |group: &Group| by_weights(model, group);
-    if !cx.has_calibration() {
+    let norm = if pass.importance == Importance::L1 { Norm::L1 } else { Norm::L2 };
+    let by_weights = |group: &Group| by_weights(model, group, norm);
+    let is_of_weights = match pass.importance {
+        Importance::Auto => !cx.has_calibration(),
+        Importance::L1 | Importance::L2 => true,
+        Importance::Readers | Importance::Taylor => false,
+    };
+    if is_of_weights {
         return Ok(groups.iter().map(by_weights).collect());
     }
-    let batches = samples::spread(model, WORTH_SAMPLES.min(pass.samples), cx)?;
     let readers = channels::readers(model, groups);
+    if pass.importance == Importance::Taylor {
+        let batches = samples::spread(model, pass.samples, cx)?;
+        let samples = samples::single_few(&batches, pass.samples);
+        let found = channels::by_gradients(model, groups, &readers, &samples, cx)?;
+        // Weights tell which channels of a group matter, and not how much the group does: as much as the typical one.
+        let mean = |curve: &Curve| curve.lost.last().map_or(0.0, |all| all / curve.order.len().max(1) as f64);
+        let mut means: Vec<f64> = found.iter().flatten().map(mean).collect();
+        means.sort_by(f64::total_cmp);
+        let typical = means.get(means.len() / 2).copied().unwrap_or(1.0);
+        let scaled = |group: &Group| {
+            let mut curve = by_weights(group);
+            let by = typical / mean(&curve).max(f64::MIN_POSITIVE);
+            curve.lost.iter_mut().for_each(|lost| *lost *= by);
+            curve
+        };
+        let pairs = groups.iter().zip(found);
+        return Ok(pairs.map(|(group, own)| own.unwrap_or_else(|| scaled(group))).collect());
+    }
+    let batches = samples::spread(model, WORTH_SAMPLES.min(pass.samples), cx)?;
     let mut found: Vec<Option<(Curve, Vec<MadeUp>)>> = groups.iter().map(|_| None).collect();
     let wanted: Vec<usize> = (0..groups.len()).filter(|&place| !counts[place].is_empty()).collect();
     let bytes = |place: &usize| readers[*place].iter().map(|reader| moments::bytes(&reader.unrolled)).sum();
@@ -247,7 +299,12 @@ fn list_layers(before: &Model, after: &Model, cx: &mut Cx<'_>) {
 
 impl Pass for PruneChannels {
     fn requires(&self) -> Requires {
-        Requires { calibration: false, inferred_types: true, ..Requires::default() }
+        let of_gradients = self.importance == Importance::Taylor;
+        Requires {
+            calibration: of_gradients || self.importance == Importance::Readers,
+            inferred_types: true,
+            opset: if of_gradients { gradient::OPERATOR_SET } else { 0 },
+        }
     }
 
     fn promises(&self) -> Promises {
@@ -399,9 +456,10 @@ fn say(costs: &Costs, before: &Sizes, groups: &[Group], gone: &[Vec<usize>], cx:
         format!("{} of {} ({:.1}%)", channels::count(is), channels::count(was), 100.0 * is / was.max(1.0))
     };
     cx.note(format!(
-        "left are {} operations of layers and {} numbers in weights",
+        "left are {} operations of layers, {} numbers in weights and {} bytes of constants",
         part(Measure::Operations),
-        part(Measure::Parameters)
+        part(Measure::Parameters),
+        part(Measure::Bytes)
     ));
     let smaller = gone.iter().filter(|gone| !gone.is_empty()).count();
     cx.count("groups of channels", groups.len() as u64);

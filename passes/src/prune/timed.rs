@@ -173,7 +173,7 @@ pub(super) fn select(
     let (feeds, timed_together) = (batch.feeds, batch.count);
     if timed_together != together {
         cx.warn(format!(
-            "{timed_together} samples are timed together: calibration reads no {together} at a time"
+            "{timed_together} samples are timed together: the calibration data have no {together} of one shape"
         ));
     }
     let table = measure(model, choices, build, &feeds, cx)?;

@@ -1,10 +1,10 @@
-//! What a model costs when some of its channels are gone: operations of its layers, and numbers that it holds.
+//! What a model costs when some of its channels are gone: operations of its layers, and numbers and bytes that it holds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use optix_ir::infer::infer;
-use optix_ir::{Model, NodeId, Type, ValueInfo};
+use optix_ir::{Model, NodeId, Type, ValueId, ValueInfo};
 use optix_pipeline::check::OpsEvaluator;
 use optix_pipeline::{Cx, OracleError, PassError};
 
@@ -23,6 +23,7 @@ pub(super) struct Term {
 pub(in crate::prune) struct Costs {
     operations: Vec<Term>,
     parameters: Vec<Term>,
+    bytes: Vec<Term>,
 }
 
 /// What is counted.
@@ -32,6 +33,8 @@ pub(in crate::prune) enum Measure {
     Operations,
     /// Numbers that are held.
     Parameters,
+    /// Bytes of all constants.
+    Bytes,
 }
 
 /// How many places are left along axes that can change.
@@ -67,9 +70,16 @@ impl Costs {
                 let Some(axes) = places.known(held) else { continue };
                 if constant.dtype().is_float() && counted.insert(Held { value, reader: None }) {
                     costs.parameters.push(at.term(1.0, [(held, axes, 0..axes.len())], sizes));
+                    let each = constant.bytes().len() as f64 / constant.len().max(1) as f64;
+                    costs.bytes.push(at.term(each, [(held, axes, 0..axes.len())], sizes));
                 }
             }
         }
+        // Those of bodies of control flow too: they are in the file, and stay.
+        let is_other = |value: &ValueId| !counted.contains(&Held { value: *value, reader: None });
+        let others = model.values().filter(is_other).filter_map(|value| model.constant(value));
+        let bytes: usize = others.map(|constant| constant.bytes().len()).sum();
+        costs.bytes.push(Term { times: bytes as f64, axes: Vec::new() });
         costs
     }
 
@@ -77,6 +87,7 @@ impl Costs {
         match measure {
             Measure::Operations => &self.operations,
             Measure::Parameters => &self.parameters,
+            Measure::Bytes => &self.bytes,
         }
     }
 

@@ -9,6 +9,7 @@ mod recover;
 mod relations;
 mod select;
 mod shapes;
+mod taylor;
 #[cfg(test)]
 mod tests;
 mod worth;
@@ -20,4 +21,5 @@ pub(super) use places::{Held, Places};
 pub(super) use recover::{Found, Layer, layers, put, recover};
 pub(super) use relations::relate;
 pub(super) use select::{Choice, counts, select, step};
-pub(super) use worth::{Curve, MadeUp, Reader, by_readers, by_weights, middle, readers};
+pub(super) use taylor::by_gradients;
+pub(super) use worth::{Curve, MadeUp, Norm, Reader, by_readers, by_weights, middle, readers};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use optix_ir::{DType, Model, NodeId};
+use optix_ir::{DType, Model, NodeId, ValueId};
 use optix_linalg::{Moments, damped_inverse, inverse};
 use rayon::prelude::*;
 
@@ -54,8 +54,26 @@ impl Reader {
         Some(Reader { node, unrolled, weights, along: (Held { value, reader: None }, axis), width })
     }
 
+    /// The weights as a value.
+    pub(super) fn value(&self) -> ValueId {
+        self.along.0.value
+    }
+
+    /// Products of the weights with their gradients, summed up by columns.
+    pub(super) fn products(&self, gradient: &[f32]) -> Vec<f64> {
+        let depth = self.unrolled.depth;
+        let mut sums = vec![0f64; depth];
+        let pairs = self.unrolled.by_rows(gradient);
+        for (row, gradient) in self.weights.chunks_exact(depth).zip(pairs.chunks_exact(depth)) {
+            for ((sum, &weight), &gradient) in sums.iter_mut().zip(row).zip(gradient) {
+                *sum += f64::from(weight) * f64::from(gradient);
+            }
+        }
+        sums
+    }
+
     /// The columns of a channel.
-    fn columns(&self, channel: &Channel) -> Vec<usize> {
+    pub(super) fn columns(&self, channel: &Channel) -> Vec<usize> {
         let own = channel.members.iter().filter(|(along, _)| *along == self.along);
         own.flat_map(|(_, index)| index * self.width..(index + 1) * self.width).collect()
     }
@@ -280,9 +298,29 @@ fn made_up(states: &[State], readers: &[(&Reader, Option<&[Moments]>)]) -> Vec<M
     readers.iter().enumerate().filter_map(of).collect()
 }
 
-/// The curve of a group from the weights alone: a channel is worth the mean of its squares in all tensors that it
-/// lies in, as shares of all channels' (L2 norms; Li et al. 2017).
-pub(in crate::prune) fn by_weights(model: &Model, group: &Group) -> Curve {
+/// The curve of a group whose channels go one by one, each worth this, the least first.
+pub(super) fn in_order(worth: &[f64]) -> Curve {
+    let mut order: Vec<usize> = (0..worth.len()).collect();
+    order.sort_by(|&a, &b| worth[a].total_cmp(&worth[b]).then(a.cmp(&b)));
+    let mut lost = vec![0.0];
+    for &channel in &order {
+        lost.push(lost.last().copied().unwrap_or(0.0) + worth[channel]);
+    }
+    Curve { order, lost }
+}
+
+/// Which norm of its weights a channel is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::prune) enum Norm {
+    /// The sum of what they are without signs.
+    L1,
+    /// The sum of their squares.
+    L2,
+}
+
+/// The curve of a group from the weights alone: a channel is worth the mean of its norm in all tensors that it
+/// lies in, as shares of all channels' (Li et al. 2017, "Pruning filters for efficient ConvNets").
+pub(in crate::prune) fn by_weights(model: &Model, group: &Group, norm: Norm) -> Curve {
     let mut worth = vec![0f64; group.channels.len()];
     let axes: Vec<Along> = group.channels.first().map_or(Vec::new(), |channel| {
         let mut axes: Vec<Along> = channel.members.iter().map(|(along, _)| *along).collect();
@@ -296,26 +334,21 @@ pub(in crate::prune) fn by_weights(model: &Model, group: &Group) -> Curve {
         let Ok(elements) = tensor.to_slice::<f32>() else { continue };
         let size = tensor.shape()[axis];
         let inner: usize = tensor.shape()[axis + 1..].iter().product();
-        let mut squares = vec![0f64; size];
+        let mut norms = vec![0f64; size];
         for (at, &element) in elements.iter().enumerate() {
-            squares[at / inner % size] += f64::from(element) * f64::from(element);
+            let size_of = f64::from(element.abs());
+            norms[at / inner % size] += if norm == Norm::L1 { size_of } else { size_of * size_of };
         }
-        let total: f64 = squares.iter().sum();
+        let total: f64 = norms.iter().sum();
         if total <= 0.0 || !total.is_finite() {
             continue;
         }
         tensors += 1;
         for (channel, worth) in group.channels.iter().zip(&mut worth) {
             let own = channel.members.iter().filter(|(known, _)| *known == along);
-            *worth += own.map(|(_, index)| squares[*index]).sum::<f64>() / total;
+            *worth += own.map(|(_, index)| norms[*index]).sum::<f64>() / total;
         }
     }
     worth.iter_mut().for_each(|worth| *worth /= tensors.max(1) as f64);
-    let mut order: Vec<usize> = (0..worth.len()).collect();
-    order.sort_by(|&a, &b| worth[a].total_cmp(&worth[b]).then(a.cmp(&b)));
-    let mut lost = vec![0.0];
-    for &channel in &order {
-        lost.push(lost.last().copied().unwrap_or(0.0) + worth[channel]);
-    }
-    Curve { order, lost }
+    in_order(&worth)
 }
