@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use optix_pipeline::Override;
-
-use super::quantize::{list, quoted};
+use super::flags::{listed, overrides, quoted};
 use super::recipes;
 use super::run::{self, Origin};
 use optix::cli::{Data, Debugging, Global, Output};
@@ -31,24 +29,18 @@ pub fn precision(
     data: &Data,
     debugging: &Debugging,
 ) -> anyhow::Result<()> {
-    let names = |names: &[String]| (!names.is_empty()).then(|| format!("[{}]", list(names)));
     let given = [
         ("type", options.float_type.map(quoted)),
         ("weights-only", options.weights_only.then(|| "true".to_owned())),
         ("keep-io", options.keep_io.map(|value| value.to_string())),
-        ("include", names(options.include)),
-        ("include-operators", names(options.include_operators)),
-        ("exclude", names(options.exclude)),
-        ("exclude-operators", names(options.exclude_operators)),
+        ("include", listed(options.include)),
+        ("include-operators", listed(options.include_operators)),
+        ("exclude", listed(options.exclude)),
+        ("exclude-operators", listed(options.exclude_operators)),
         ("min-sqnr-db", options.min_sqnr_db.map(|value| format!("{value:?}"))),
     ];
     let step = "convert-precision";
-    let overrides: Vec<Override> = given
-        .into_iter()
-        .filter_map(|(option, value)| {
-            Some(Override { step: step.into(), option: option.into(), value: value? })
-        })
-        .collect();
+    let overrides = overrides(step, given);
     let text = recipes::find("f16").unwrap_or_default();
     let origin = Origin::text(text.to_owned(), "recipe f16".to_owned());
     run::run_recipe(global, origin, overrides, model, set, output, data, debugging)

@@ -5,6 +5,7 @@ use optix_passes::quantize::target::TargetChoice;
 use optix_passes::quantize::{ActivationType, WeightType};
 use optix_pipeline::Override;
 
+use super::flags::{listed, overrides, quoted};
 use super::recipes;
 use super::run::{self, Origin};
 use super::targets;
@@ -36,17 +37,11 @@ pub fn quantize(global: &Global, options: &Quantize) -> anyhow::Result<()> {
         ("bits", options.bits.filter(|_| !is_static).map(|value| value.to_string())),
         ("weight-type", small.then(|| quoted("int4"))),
         ("block-size", options.block_size.map(|value| value.to_string())),
-        ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(&options.exclude)))),
+        ("exclude", listed(&options.exclude)),
     ];
-    let mut overrides: Vec<Override> = given
-        .into_iter()
-        .filter_map(|(option, value)| {
-            Some(Override { step: step.into(), option: option.into(), value: value? })
-        })
-        .collect();
-    if options.distill_steps.is_some() && !options.exclude.is_empty() {
-        let (step, option) = ("distill-quantized".to_owned(), "exclude".to_owned());
-        overrides.push(Override { step, option, value: format!("[{}]", list(&options.exclude)) });
+    let mut overrides = overrides(step, given);
+    if options.distill_steps.is_some() {
+        overrides.extend(self::overrides("distill-quantized", [("exclude", listed(&options.exclude))]));
     }
     if method == Method::WeightOnly && options.bits == Some(2) {
         // Types of 2 bits came with operator set 25.
@@ -95,14 +90,4 @@ fn small_weights(options: &Quantize, method: Method) -> anyhow::Result<bool> {
 fn learning(text: &str, steps: u64) -> String {
     let last = "[[step]]\npass = \"merge-initializers\"\n";
     text.replace(last, &format!("[[step]]\npass = \"distill-quantized\"\nsteps = {steps}\n\n{last}"))
-}
-
-/// A string as a TOML value.
-pub(super) fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
-}
-
-/// Strings as what stands between the brackets of a TOML list.
-pub(super) fn list(texts: &[String]) -> String {
-    texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(", ")
 }

@@ -15,7 +15,7 @@ use optix_pipeline::runner::{self, RunError, RunOptions};
 use optix_pipeline::{Deployment, Override, PassError, Recipe, Resources};
 
 use super::ceiling::Ceiling;
-use super::quantize::list;
+use super::flags::{self, listed};
 use super::run::{self, Done, Origin};
 use super::setup::{self, CalibrationData};
 use super::{evaluation, recipes};
@@ -68,16 +68,13 @@ fn candidates(options: &Options<'_>, is_calibrated: bool) -> anyhow::Result<Vec<
         for option in *set {
             overrides.push(option.parse().map_err(|what: String| anyhow::anyhow!("{what}"))?);
         }
-        if !options.exclude.is_empty() {
+        if let Some(names) = listed(options.exclude) {
             let parsed = Recipe::parse(text, recipe, PASSES, &[])?;
             let takes = ["equalize-layers", "smooth-activations", "quantize-static", "quantize-dynamic"];
             let takes = takes.iter().chain(&["compress-weights", "convert-precision"]);
             let steps = takes.filter(|id| parsed.steps.iter().any(|step| step.id == ***id));
-            overrides.extend(steps.map(|id| Override {
-                step: (*id).to_owned(),
-                option: "exclude".to_owned(),
-                value: format!("[{}]", list(options.exclude)),
-            }));
+            let of_step = |id: &&str| flags::overrides(id, [("exclude", Some(names.clone()))]);
+            overrides.extend(steps.flat_map(of_step));
         }
         found.push(Candidate { name, recipe: Recipe::parse(text, recipe, PASSES, &overrides)? });
     }

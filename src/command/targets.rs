@@ -53,7 +53,7 @@ pub fn value(given: &str) -> anyhow::Result<(Target, String)> {
     if !is_path {
         let choice = TargetChoice::named(given).map_err(|what| anyhow!("--target: {what}"))?;
         let target = choice.resolve().map_err(|what| anyhow!("--target: {what}"))?;
-        return Ok((target, super::quantize::quoted(given)));
+        return Ok((target, super::flags::quoted(given)));
     }
     let name = escape_for_terminal(given).into_owned();
     let bytes = setup::read_whole(path, "target", MAX_TARGET_BYTES as u64)?;
