@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use distill::{Distill, DistillChange, DistillLoss};
 pub use profile::{Load, Profile};
-pub use prune::{Prune, PruneMethod};
+pub use prune::{Prune, PruneImportance, PruneMethod};
 pub use quantize::Quantize;
 
 /// Makes trained models smaller and faster, and proves what that cost.

@@ -26,6 +26,10 @@ pub enum DistillChange {
     Flip,
     /// Moved by some pixels.
     Shift,
+    /// A part of it, stretched to the whole.
+    Crop,
+    /// Contrast and brightness a little different.
+    Light,
 }
 
 #[derive(Debug, Args)]
@@ -47,13 +51,16 @@ pub struct Distill {
     /// What logits are divided by before they are compared. [default: 2]
     #[arg(long, value_name = "NUMBER")]
     pub temperature: Option<f64>,
-    /// Show pictures changed a little; may be repeated.
+    /// Show pictures changed a little; may be repeated. [default: what the data.toml says]
     #[arg(long, value_enum, value_name = "CHANGE")]
     pub augment: Vec<DistillChange>,
     /// Learn values on the way too: a name that both models have, `*` for any run of characters, or `auto`; may be
     /// repeated.
     #[arg(long, value_name = "NAME")]
     pub features: Vec<String>,
+    /// Learn block by block, each fed what the teacher gives before it: needs less memory.
+    #[arg(long)]
+    pub blocks: bool,
     /// What classes that samples are labelled with count, where the teacher counts 1. [default: 0]
     #[arg(long, value_name = "NUMBER")]
     pub label_weight: Option<f64>,

@@ -1,9 +1,6 @@
 //! `optix distill`: a recipe made from flags.
 
-use clap::ValueEnum;
-use optix_pipeline::Override;
-
-use super::quantize::{list, quoted};
+use super::flags::{listed, overrides, word};
 use super::recipes;
 use super::run::{self, Origin};
 use super::setup;
@@ -14,11 +11,6 @@ const RECIPE: &str = "prune-then-distill";
 
 /// What pruning is called in it.
 const PRUNING: &str = "[[step]]\npass = \"prune-channels\"\nflops = 0.5\n\n";
-
-/// The word that a flag's value is known by.
-fn word(value: impl ValueEnum) -> String {
-    value.to_possible_value().map(|value| quoted(value.get_name())).unwrap_or_default()
-}
 
 /// Trains a model to give what its teacher gives.
 pub fn distill(global: &Global, options: &Distill) -> anyhow::Result<()> {
@@ -40,17 +32,13 @@ pub fn distill(global: &Global, options: &Distill) -> anyhow::Result<()> {
         ("loss", options.loss.map(word)),
         ("temperature", number(options.temperature)),
         ("augment", (!changes.is_empty()).then(|| format!("[{}]", changes.join(", ")))),
-        ("features", (!options.features.is_empty()).then(|| format!("[{}]", list(&options.features)))),
+        ("features", listed(&options.features)),
+        ("blocks", options.blocks.then(|| "true".to_owned())),
         ("label-weight", number(options.label_weight)),
         ("freeze-unsupported", options.freeze_unsupported.then(|| "true".to_owned())),
-        ("exclude", (!options.exclude.is_empty()).then(|| format!("[{}]", list(&options.exclude)))),
+        ("exclude", listed(&options.exclude)),
     ];
-    let overrides: Vec<Override> = given
-        .into_iter()
-        .filter_map(|(option, value)| {
-            Some(Override { step: step.into(), option: option.into(), value: value? })
-        })
-        .collect();
+    let overrides = overrides(step, given);
     let text = recipes::find(RECIPE).unwrap_or_default().replace(PRUNING, "");
     let text = text.replace("\npass = \"distill\"\n", &format!("\npass = \"{step}\"\n"));
     // The first line is about the built-in recipe.

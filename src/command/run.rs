@@ -192,9 +192,6 @@ pub fn run_recipe(
     if checkpoint.is_some() && !recipe.steps.iter().any(|step| step.pass.wants_teacher()) {
         bail!("--checkpoint: no step of this recipe trains");
     }
-    if checkpoint.is_some() && recipe.steps.iter().filter(|step| step.pass.wants_teacher()).count() > 1 {
-        bail!("--checkpoint holds one training, and this recipe has several: run them one after the other");
-    }
     let mut statistics = StatisticsFiles::open(&data.stats)?;
     let evaluation_data = match &recipe.data.eval {
         None => None,
@@ -356,7 +353,10 @@ pub fn run_recipe(
         facts.data.push(DataFacts {
             role: "calibration".to_owned(),
             path: calibration.path.clone(),
-            samples: samples.copied().unwrap_or(0),
+            // Steps that calibrate count; others have read them all the same.
+            samples: samples
+                .copied()
+                .unwrap_or_else(|| calibration.digest().map_or(0, |read| read.samples())),
         });
     }
     if let Some(statistics) = &statistics {

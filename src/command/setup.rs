@@ -6,12 +6,13 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use optix_base::{CancelToken, ErrorClass, Limits, escape_for_terminal};
-use optix_data::{Batch, DataError, Dataset, Digest, InputSpec, OpenOptions};
+use optix_data::{Augmentation, Batch, DataError, Dataset, Digest, InputSpec, OpenOptions};
 use optix_io::{ExternalData, LoadOptions, Loaded, SaveOptions};
 use optix_ir::{AttributeValue, Model, Type, ValueId};
-use optix_pipeline::{Calibration, OracleError};
+use optix_pipeline::{Calibration, OracleError, Scratch};
 use optix_runtime::{Engine, EngineDeployment, EngineOracle, Lane};
 
+use super::scratch::ScratchFile;
 use crate::exit::{Classed, Helped};
 use crate::screen;
 use optix::cli::Global;
@@ -287,6 +288,15 @@ impl Calibration for CalibrationData {
 
     fn samples(&self) -> Option<u64> {
         self.dataset.len()
+    }
+
+    fn scratch(&self) -> Result<Option<Box<dyn Scratch>>, String> {
+        ScratchFile::new().map(|file| Some(Box::new(file) as Box<dyn Scratch>))
+    }
+
+    fn augment(&self) -> Vec<(Option<String>, Vec<Augmentation>)> {
+        let inputs = self.dataset.spec().inputs.iter().filter(|input| !input.augment.is_empty());
+        inputs.map(|input| (input.name.clone(), input.augment.clone())).collect()
     }
 
     fn batches<'a>(

@@ -19,6 +19,8 @@ pub struct StatisticsFiles {
     /// The file to make.
     pub make: Option<PathBuf>,
     is_made: bool,
+    /// Whether a step has taken what is given.
+    is_taken: bool,
 }
 
 impl StatisticsFiles {
@@ -35,7 +37,12 @@ impl StatisticsFiles {
                             "--stats {name}: there is no such file; one alone is made, several are put together"
                         );
                     }
-                    return Ok(Some(StatisticsFiles { given, make: Some(path.clone()), is_made: false }));
+                    return Ok(Some(StatisticsFiles {
+                        given,
+                        make: Some(path.clone()),
+                        is_made: false,
+                        is_taken: false,
+                    }));
                 }
                 Err(error) => {
                     return Err(error).with_context(|| format!("--stats {name}: it cannot be read"));
@@ -54,12 +61,17 @@ impl StatisticsFiles {
                 .with_context(|| format!("--stats {name}: it cannot be read"))?;
             given.push((name, bytes));
         }
-        Ok((!paths.is_empty()).then_some(StatisticsFiles { given, make: None, is_made: false }))
+        Ok((!paths.is_empty()).then_some(StatisticsFiles {
+            given,
+            make: None,
+            is_made: false,
+            is_taken: false,
+        }))
     }
 
     /// The files that took the place of data: name, samples and content.
     pub fn used(&self) -> impl Iterator<Item = (&str, u64, &[u8])> {
-        self.given.iter().map(|(name, bytes)| {
+        self.given.iter().filter(|_| self.is_taken).map(|(name, bytes)| {
             let samples = optix_passes::quantize::samples_in_statistics(bytes).unwrap_or(0);
             (name.as_str(), samples, bytes.as_slice())
         })
@@ -81,6 +93,11 @@ impl StatisticsFiles {
 
 impl StatisticsStore for StatisticsFiles {
     fn given(&self) -> &[(String, Vec<u8>)] {
+        &self.given
+    }
+
+    fn take(&mut self) -> &[(String, Vec<u8>)] {
+        self.is_taken = true;
         &self.given
     }
 

@@ -98,12 +98,150 @@ fn what_was_killed_goes_on_as_if_it_had_not_been() {
     let state = place.read("state");
     let refused =
         |more: &str| place.ends(&line("other.onnx", &format!("--checkpoint state {more}")), 2).stderr;
-    assert!(refused("--learning-rate 0.01").contains("another model, teacher, data, seed or options"));
+    assert!(refused("--learning-rate 0.01").contains("another model, seed, recipe or options"));
+    assert!(refused("--calib-samples 256").contains("another model, teacher, data, seed or options"));
     assert!(place.read("state") == state && !place.exists("other.onnx"));
     place.write("state", b"something else");
     assert!(refused("").contains("it is no checkpoint"), "{}", refused(""));
     let run = place.ends(&format!("prune {MODEL} -o x.onnx --checkpoint state"), 2).stderr;
     assert!(run.contains("no step of this recipe trains"), "{run}");
+}
+
+/// Batches of four samples.
+struct Fours(crate::recovery::Drawn);
+
+impl optix_pipeline::Calibration for Fours {
+    fn describe(&self) -> String {
+        "drawn by fours".to_owned()
+    }
+
+    fn batches<'a>(
+        &'a self,
+        model: &optix_ir::Model,
+    ) -> Result<
+        Box<dyn Iterator<Item = Result<optix_pipeline::Batch, optix_pipeline::DataError>> + 'a>,
+        optix_pipeline::DataError,
+    > {
+        let batches = self.0.batches(model)?;
+        let of_four = |batch| optix_pipeline::Batch { count: 4, ..batch };
+        Ok(Box::new(batches.map(move |batch| batch.map(of_four))))
+    }
+}
+
+#[test]
+fn what_was_measured_before_the_interruption_is_not_measured_again() {
+    use optix_pipeline::runner::{self, RunOptions};
+    /// A checkpoint in memory.
+    #[derive(Default)]
+    struct Shelf(Option<Vec<u8>>);
+    impl optix_pipeline::CheckpointStore for Shelf {
+        fn load(&mut self) -> Result<Option<Vec<u8>>, String> {
+            Ok(self.0.clone())
+        }
+        fn save(&mut self, bytes: &[u8]) -> Result<(), String> {
+            self.0 = Some(bytes.to_vec());
+            Ok(())
+        }
+    }
+    let load = optix_io::LoadOptions::default();
+    let loaded = optix_io::load(&crate::program::root().join(MODEL), &load).expect("it loads");
+    let text = "version = 1\n[[step]]\npass = \"fold-constants\"\n[[step]]\npass = \"prune-channels\"\nlatency = 0.6\n\
+                [[step]]\npass = \"distill\"\nsteps = 4\nbatch-size = 8\n[[step]]\nid = \"again\"\n\
+                pass = \"distill\"\nsteps = 4\nbatch-size = 8\n";
+    let recipe = optix_pipeline::Recipe::parse(text, "test", optix_passes::PASSES, &[]).expect("a recipe");
+    let run = |shelf: &mut Shelf, clock: Option<&mut crate::prune::Clock>| {
+        let mut model = loaded.model.clone();
+        let mut resources = optix_pipeline::Resources {
+            oracle: &mut optix_runtime::EngineOracle::new(
+                Box::new(optix_runtime::Cpu),
+                optix_runtime::LoadOptions::default(),
+            ),
+            calibration: Some(&Fours(crate::recovery::Drawn { seed: 3, batches: 12 })),
+            statistics: None,
+            teacher: None,
+            checkpoint: Some(shelf),
+            seed: 0,
+            progress: &optix_pipeline::NoProgress,
+            deployment: clock.map(|clock| clock as &mut dyn optix_pipeline::Deployment),
+            cancel: optix_base::CancelToken::new(),
+        };
+        let done = runner::run(&recipe, &mut model, &mut resources, &RunOptions::default(), &mut |_, _| {});
+        let fingerprint = optix_pipeline::fingerprint(&model).expect("it can be written");
+        done.map(|steps| (fingerprint, steps)).map_err(|error| error.to_string())
+    };
+    let mut shelf = Shelf::default();
+    let (whole, steps) = run(&mut shelf, Some(&mut crate::prune::Clock)).expect("it runs");
+    // The clock is gone: what it said is in the checkpoint, and so is what the first training came to.
+    let (again, resumed) = run(&mut shelf, None).expect("it goes on");
+    assert_eq!(again, whole);
+    for (step, was) in resumed.iter().zip(&steps) {
+        assert_eq!(step.decisions, was.decisions, "{}", step.id);
+    }
+    let taken = |step: &optix_pipeline::report::StepReport| {
+        step.changes.notes.join(" ").contains("taken from the checkpoint")
+    };
+    assert_eq!(resumed.iter().map(taken).collect::<Vec<_>>(), [false, true, true, false]);
+    assert!(resumed[3].changes.notes.join(" ").contains("training went on from step 4"));
+    let without = run(&mut Shelf::default(), None).expect_err("there is no clock");
+    assert!(without.contains("measured on the engine"), "{without}");
+}
+
+#[test]
+fn blocks_learn_each_for_itself() {
+    let place = Place::new();
+    place.ok(&format!("prune {MODEL} -o sparse.onnx --sparsity 0.8 {CALIB} --calib-samples 128 -q"));
+    let line = |out: &str, more: &str| {
+        format!("distill sparse.onnx --teacher {MODEL} -o {out}.onnx --steps 60 {CALIB} {EVAL} --json {more}")
+    };
+    let learned = place.json(&line("learned", "--blocks"));
+    assert!(lost(&learned) < -1.0, "{}", lost(&learned));
+    let steps = learned["steps"].as_array().expect("steps");
+    let step = steps.iter().find(|step| step["pass"] == "distill").expect("it learned");
+    assert_eq!(step["changes"]["counters"]["blocks that learn beside each other"], 7, "{step}");
+    place.json(&line("one", "--blocks --threads 1"));
+    assert!(place.read("one.onnx") == place.read("learned.onnx"), "on one thread");
+    place.json(&line("named", "--blocks --features /5/Add_output_0"));
+    assert!(place.read("named.onnx") != place.read("learned.onnx"));
+    // Widths differ.
+    place.ok(&format!("prune {MODEL} -o small.onnx --flops 0.3 {CALIB} --calib-samples 64 -q"));
+    let line =
+        format!("distill small.onnx --teacher {MODEL} -o x.onnx --steps 2 --blocks --features * {CALIB}");
+    let refused = place.ends(&line, 2).stderr;
+    assert!(refused.contains("can be no end of a block"), "{refused}");
+}
+
+#[test]
+fn changes_of_pictures_stand_in_the_data_or_in_the_step() {
+    let place = Place::new();
+    let plain = std::fs::read_to_string(crate::program::root().join("fixtures/data/fmnist-calib.toml"));
+    let plain = plain.expect("it is there").replace("path = \"", "path = \"fixtures/data/");
+    place.write("plain.toml", plain.replace("labels = \"", "labels = \"fixtures/data/"));
+    let own =
+        place.text("plain.toml").replace("\nsteps = [", "\naugment = [\"shift\", \"light\"]\nsteps = [");
+    assert!(own.contains("augment"));
+    place.write("changed.toml", &own);
+    place.ok(&format!("prune {MODEL} -o sparse.onnx --sparsity 0.8 {CALIB} --calib-samples 128 -q"));
+    let run = |out: &str, more: &str| {
+        place.ok(&format!("distill sparse.onnx --teacher {MODEL} -o {out}.onnx --steps 4 -q {more}"));
+        place.read(&format!("{out}.onnx"))
+    };
+    let of_data = run("data", "--calib changed.toml");
+    assert!(of_data == run("step", "--calib plain.toml --augment shift --augment light"));
+    let none = run("none", "--calib changed.toml --set distill.augment=[]");
+    assert!(none == run("plain", "--calib plain.toml") && none != of_data);
+    place.write("wrong.toml", own.replace("\"light\"", "\"ligth\""));
+    let line = format!("distill sparse.onnx --teacher {MODEL} -o x.onnx --calib wrong.toml");
+    let refused = place.ends(&line, 2).stderr;
+    assert!(refused.contains("wrong.toml:") && refused.contains("did you mean `light`?"), "{refused}");
+    // Rows are no pictures.
+    let model = "fixtures/graphs/mlp_residual.onnx";
+    place.write("rows.bin", vec![63u8; 4 * 32 * 16]);
+    let run = |more: &str| {
+        let line = format!("distill {model} --teacher {model} -o x.onnx --steps 1 --calib {more}");
+        place.ends(&line, 2).stderr
+    };
+    let refused = run("raw:rows.bin?dtype=float32&shape=16 --augment flip");
+    assert!(refused.contains("pictures are [N, C, H, W]"), "{refused}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn measured(own: &[f32], teacher: &[f32], distance: Distance) -> (f64, Vec<f64>)
     let main = |model: &Model| model.graph(model.main()).clone();
     let (input, output) = (main(&model).inputs()[0].value, main(&model).outputs()[0].value);
     let shape = vec![ROWS, CLASSES];
-    let aims = [(Aim { value: output, distance, weight: 1.0 }, shape.clone())];
+    let aims = [(Aim { value: output, distance, weight: 1.0, is_border: false }, shape.clone())];
     let trained = parameters(&model);
     let student = Student::new(&model, &[(input, shape.clone())], &trained, &aims, false, &OpsEvaluator)
         .expect("it can be trained");
@@ -114,4 +114,68 @@ fn losses_and_their_gradients_are_those_of_the_formulas() {
             );
         }
     }
+}
+
+#[test]
+fn blocks_learn_from_what_they_are_fed_and_give() {
+    let model = text::parse(
+        r#"<ir_version: 8, opset_import: ["" : 17]>
+        net (float[1, 2] x) => (float[1, 2] y) <float[2, 2] a = {1, 2, 3, 4}, float[2, 2] b = {1, 0, 2, 1}> {
+            h = MatMul (x, a)
+            r = Relu (h)
+            y = MatMul (r, b)
+        }"#,
+    )
+    .expect("it is a model");
+    let named =
+        |name: &str| model.values().find(|&value| model.value(value).name() == name).expect("a value");
+    let aim = |name: &str, is_border: bool| {
+        let distance = Distance::Squares;
+        (Aim { value: named(name), distance, weight: 1.0, is_border }, vec![1, 2])
+    };
+    let parameters = parameters(&model);
+    let gradients =
+        |aims: &[(Aim, Vec<usize>)], answers: &[[f32; 2]]| -> (Vec<Vec<usize>>, Vec<f64>, Vec<Vec<f64>>) {
+            let fed = [(named("x"), vec![1, 2])];
+            let student =
+                Student::new(&model, &fed, &parameters, aims, false, &OpsEvaluator).expect("it can learn");
+            let name = |value: ValueId| student.model.value(value).name().to_owned();
+            let row = |elements: [f32; 2]| Tensor::from_vec(vec![1, 2], elements.to_vec());
+            let mut feeds = vec![("x".to_owned(), row([1.0, -0.5]))];
+            feeds.extend(
+                student.targets.iter().zip(answers).map(|(target, answer)| (name(*target), row(*answer))),
+            );
+            for (input, parameter) in student.inputs.iter().zip(&parameters) {
+                feeds.push((name(*input), model.constant(parameter.value).expect("weights").clone()));
+            }
+            let of_parameters = student.gradients.iter().map(|gradient| gradient.expect("both learn"));
+            let wanted: Vec<ValueId> = student.terms.iter().copied().chain(of_parameters).collect();
+            let mut found = std::collections::BTreeMap::new();
+            let batch = Batch { feeds, count: 1, ..Batch::default() };
+            let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions::default());
+            let mut keep = |value, tensor: &Tensor| {
+                found.insert(value, tensor.to_f64s().expect("floats"));
+                Ok(())
+            };
+            let mut batches = std::iter::once(Ok(batch));
+            oracle.observe(&student.model, &wanted, &mut batches, &mut keep).expect("it runs");
+            let of = |values: &[ValueId]| values.iter().map(|value| found[value].clone()).collect::<Vec<_>>();
+            let terms = of(&student.terms).concat();
+            (student.by_term(), terms, of(&wanted[student.terms.len()..]))
+        };
+    let (given, last) = ([2.0f32, 1.0], [0.5f32, -1.0]);
+    let (turns, terms, own) = gradients(&[aim("r", true), aim("y", false)], &[given, last]);
+    // Each parameter belongs to the block that it is in.
+    assert_eq!(turns, [[0], [1]]);
+    // The first block alone: r is relu(1 * 1 - 0.5 * 3, 1 * 2 - 0.5 * 4) = (0, 0), and no gradient passes a zero.
+    assert!((terms[0] - 1.0).abs() < 1e-6, "{terms:?}");
+    assert_eq!(own[0], [0.0; 4]);
+    // The second one is fed (2, 1): it gives (4, 1), and the gradient is what it is fed by 2 (y - t) / |t|^2.
+    let squares = f64::from(last[0] * last[0] + last[1] * last[1]);
+    assert!((terms[1] - (3.5f64.powi(2) + 2f64.powi(2)) / squares).abs() < 1e-5, "{terms:?}");
+    let expected = [2.0 * 3.5, 2.0 * 2.0, 3.5, 2.0].map(|product| 2.0 * product / squares);
+    assert!(own[1].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{own:?} {expected:?}");
+    // Without the border the second one would be fed zeros.
+    let (_, _, whole) = gradients(&[aim("r", false), aim("y", false)], &[given, last]);
+    assert_eq!(whole[1], [0.0; 4]);
 }

@@ -15,6 +15,7 @@
     )
 )]
 
+mod augment;
 mod batch;
 mod bind;
 mod dataset;
@@ -35,6 +36,7 @@ mod statistics;
 mod steps;
 mod survey;
 
+pub use augment::Augmentation;
 pub use batch::{Batch, LabelValues, Labels, check_labels};
 pub use bind::{Batches, Binding, Bound};
 pub use dataset::{ArrayInfo, Dataset, InputSpec, OpenOptions};

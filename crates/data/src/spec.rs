@@ -13,6 +13,7 @@
 //!                               # with [0.0, 0.8] and [0.8, 1.0] never share a sample
 //! [input.image]                 # one table per model input; a single-input model may use [input] alone
 //! steps = [ { to-float = {} }, { scale = 0.003921569 }, { layout = "nchw" } ]
+//! # augment = ["flip"]          # changes of pictures for whoever trains on them: see [`Augmentation`]
 //! # from = "x"                  # the source's name of the array, where it is another than the input's
 //! ```
 //!
@@ -27,6 +28,7 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
+use crate::augment::Augmentation;
 use crate::error::{DataError, SpecError, shown};
 use crate::input::{open_plain, read_at_most};
 use crate::source::{Classes, Columns, Kind, SourceOptions};
@@ -71,6 +73,8 @@ pub struct InputSteps {
     pub name: Option<String>,
     /// The source's name of the array, when it is another.
     pub from: Option<String>,
+    /// Changes of pictures, for whoever learns from them.
+    pub augment: Vec<Augmentation>,
     /// The steps, in order; presets stand as what they are short for.
     pub steps: Vec<Step>,
     /// The line of each step in the `data.toml`, from 1.
@@ -172,6 +176,8 @@ struct SourceTable {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct InputTable {
     from: Option<String>,
+    #[serde(default)]
+    augment: Vec<Augmentation>,
     #[serde(default)]
     steps: Vec<Spanned<Step>>,
 }
@@ -376,5 +382,5 @@ fn read_input(
             steps.push(step.relative_to(base));
         }
     }
-    Ok(InputSteps { name, from: table.from, steps, lines })
+    Ok(InputSteps { name, from: table.from, augment: table.augment, steps, lines })
 }

@@ -1,7 +1,7 @@
 //! A pass's only way out: data, engine, randomness, and the record of what it did.
 
 use optix_base::Limits;
-use optix_data::{Batch, DataError};
+use optix_data::{Augmentation, Batch, DataError};
 use optix_ir::patch::{Applied, Patch};
 use optix_ir::{Model, NodeId, ValueId};
 use rand_chacha::ChaCha8Rng;
@@ -25,6 +25,19 @@ pub trait Calibration {
         None
     }
 
+    /// Changes of pictures for whoever learns from them: by input, or for the only one.
+    fn augment(&self) -> Vec<(Option<String>, Vec<Augmentation>)> {
+        Vec::new()
+    }
+
+    /// A place for samples that are more than memory is to hold; none where there is no such place.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn scratch(&self) -> Result<Option<Box<dyn Scratch>>, String> {
+        Ok(None)
+    }
+
     /// A fresh stream of batches for the inputs of `model`.
     ///
     /// # Errors
@@ -33,6 +46,21 @@ pub trait Calibration {
         &'a self,
         model: &Model,
     ) -> Result<Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>, DataError>;
+}
+
+/// Bytes that are put aside while a run lasts because memory is to hold less.
+pub trait Scratch {
+    /// Puts bytes aside and says where.
+    ///
+    /// # Errors
+    /// When there is no room.
+    fn put(&mut self, bytes: &[u8]) -> Result<u64, String>;
+
+    /// Reads what was put there.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn get(&mut self, place: u64, bytes: &mut [u8]) -> Result<(), String>;
 }
 
 /// Told how far a pass is.
@@ -53,6 +81,11 @@ impl Progress for NoProgress {
 pub trait StatisticsStore {
     /// Files of earlier runs, each with its name, to be used instead of the data.
     fn given(&self) -> &[(String, Vec<u8>)];
+
+    /// The same, for a step that uses them.
+    fn take(&mut self) -> &[(String, Vec<u8>)] {
+        self.given()
+    }
 
     /// Keeps what this run gathered, at once: whatever fails later, it is not lost.
     ///
@@ -105,6 +138,8 @@ pub struct Cx<'a> {
     statistics: Option<&'a mut dyn StatisticsStore>,
     teacher: Option<&'a Model>,
     checkpoint: Option<&'a mut dyn CheckpointStore>,
+    /// What stands before every state that is kept, and the state that was kept before the run.
+    behind: (Vec<u8>, Option<Vec<u8>>),
     seed: u64,
     progress: &'a dyn Progress,
     deployment: Option<&'a mut dyn Deployment>,
@@ -139,6 +174,7 @@ impl<'a> Cx<'a> {
                 .checkpoint
                 .as_deref_mut()
                 .map(|checkpoint| checkpoint as &mut dyn CheckpointStore),
+            behind: (Vec::new(), None),
             seed: resources.seed,
             progress: resources.progress,
             deployment: resources
@@ -205,12 +241,29 @@ impl<'a> Cx<'a> {
         self.teacher.filter(|_| !self.is_replaying())
     }
 
-    /// Where training keeps its state, when the user wants it kept.
-    pub fn checkpoint(&mut self) -> Option<&mut dyn CheckpointStore> {
-        match &mut self.checkpoint {
-            Some(checkpoint) => Some(&mut **checkpoint),
-            None => None,
-        }
+    /// What to put before every state that is kept, and the state that an interrupted run left.
+    pub(crate) fn lend_checkpoint(&mut self, behind: (Vec<u8>, Option<Vec<u8>>)) {
+        self.behind = behind;
+    }
+
+    /// Whether the user wants the state of training kept.
+    pub fn has_checkpoint(&self) -> bool {
+        self.checkpoint.is_some() && !self.is_replaying()
+    }
+
+    /// The state that this step left when it was interrupted.
+    pub fn kept_state(&mut self) -> Option<Vec<u8>> {
+        self.behind.1.take()
+    }
+
+    /// Keeps a state to go on from, in place of the last one, where the user wants that.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_state(&mut self, state: &[u8]) -> Result<(), PassError> {
+        let Some(store) = self.checkpoint.as_mut().filter(|_| self.recorded.is_none()) else { return Ok(()) };
+        let kept = store.save(&[&self.behind.0, state].concat());
+        Ok(kept.map_err(|what| OracleError::Environment(format!("--checkpoint: {what}")))?)
     }
 
     /// The seed of everything random.
@@ -379,16 +432,16 @@ impl<'a> Cx<'a> {
         }
     }
 
-    /// Whether the run has calibration data, for passes that can do without.
+    /// Whether the run has calibration data, for passes that can do without. None when a lock is applied.
     pub fn has_calibration(&self) -> bool {
-        self.calibration.is_some()
+        self.calibration.is_some() && !self.is_replaying()
     }
 
     /// Calibration statistics of earlier runs and of this one, when the user wants them kept or used again.
     pub fn statistics(&mut self) -> Option<&mut dyn StatisticsStore> {
         match &mut self.statistics {
-            Some(statistics) => Some(&mut **statistics),
-            None => None,
+            Some(statistics) if self.recorded.is_none() => Some(&mut **statistics),
+            _ => None,
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod auto;
 mod changes;
 pub mod check;
+mod checkpoint;
 mod context;
 mod decisions;
 mod deployment;
@@ -22,12 +23,14 @@ pub mod runner;
 mod schema;
 
 pub use optix_data::{
-    Batch, Bound, DataError, Dataset, Difference, Distance, InputSpec, Ratio, SignalNoise, check_labels,
-    decibels, noise_at,
+    Augmentation, Batch, Bound, DataError, Dataset, Difference, Distance, InputSpec, Labels, Ratio,
+    SignalNoise, check_labels, decibels, noise_at,
 };
 
 pub use changes::{Changes, Curve, ErrorSplit, Layer, Skip};
-pub use context::{Calibration, CheckpointStore, Cx, NoProgress, Progress, Resources, StatisticsStore};
+pub use context::{
+    Calibration, CheckpointStore, Cx, NoProgress, Progress, Resources, Scratch, StatisticsStore,
+};
 pub use decisions::{DecisionError, Decisions};
 pub use deployment::{Deployment, KernelTime};
 pub use fingerprint::{digest, fingerprint};

@@ -363,6 +363,12 @@ impl Recipe {
         print(self.seed, &self.data, &self.require, &self.steps.iter().collect::<Vec<_>>())
     }
 
+    /// All steps with their options, and the seed.
+    pub(crate) fn steps_toml(&self) -> String {
+        let steps: Vec<&Step> = self.steps.iter().collect();
+        print(self.seed, &DataOptions::default(), &Requirements::default(), &steps)
+    }
+
     /// One step as a recipe of its own, with the data it may need and no thresholds.
     pub(crate) fn step_toml(&self, step: &Step) -> String {
         let data = DataOptions { eval: None, eval_samples: None, ..self.data.absolute() };

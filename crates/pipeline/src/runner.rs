@@ -8,6 +8,7 @@ use optix_base::Limits;
 use optix_ir::{Model, NodeId};
 
 use crate::check;
+use crate::checkpoint::Kept;
 use crate::context::{Cx, Resources};
 use crate::decisions::Decisions;
 use crate::oracle::OracleError;
@@ -148,12 +149,22 @@ pub fn run(
     // Whoever learns without a teacher of its own learns from what came in.
     let wants_teacher = recipe.steps.iter().any(|step| step.pass.wants_teacher());
     let original = (wants_teacher && resources.teacher.is_none()).then(|| model.clone());
+    let learner = recipe.steps.iter().find(|step| step.pass.wants_teacher());
+    let mut checkpoint = match (&mut resources.checkpoint, learner) {
+        (Some(store), Some(learner)) => Some(
+            Kept::open(recipe, model, resources.statistics.as_deref(), &mut **store)
+                .map_err(|what| fail(learner, StepFault::Requires(format!("--checkpoint: {what}"))))?,
+        ),
+        _ => None,
+    };
     for (index, step) in recipe.steps.iter().enumerate() {
         let before = model.clone();
         // Kept no longer than it is wanted.
         let is_wanted = recipe.steps[index..].iter().any(|step| step.pass.wants_float());
         let kept = (&mut float, is_wanted && options.replay.is_none());
-        match run_step(step, model, original.as_ref(), resources, options, &mut patches_left, kept) {
+        let checkpoint = &mut checkpoint;
+        let behind = (checkpoint, original.as_ref());
+        match run_step(step, model, behind, resources, options, &mut patches_left, kept) {
             Ok(report) => reports.push(report),
             Err(fault) => {
                 // Bad data or options need no reproducer: whoever gave them has them.
@@ -205,7 +216,7 @@ fn check_requires(step: &Step, resources: &Resources<'_>, options: &RunOptions) 
 fn run_step(
     step: &Step,
     model: &mut Model,
-    original: Option<&Model>,
+    (checkpoint, original): (&mut Option<Kept>, Option<&Model>),
     resources: &mut Resources<'_>,
     options: &RunOptions,
     patches_left: &mut u64,
@@ -232,10 +243,34 @@ fn run_step(
         if let Some(decisions) = &options.replay {
             cx.replay(decisions.get(&step.id).cloned().unwrap_or_default());
         }
+        let mut is_resumed = false;
+        if let Some(checkpoint) = checkpoint {
+            match checkpoint.decisions(&step.id) {
+                Some(decisions) => {
+                    if !decisions.is_empty() {
+                        cx.note("what it decided before the interruption was taken from the checkpoint");
+                    }
+                    cx.replay(decisions);
+                    is_resumed = true;
+                }
+                None if step.pass.wants_teacher() => cx.lend_checkpoint(checkpoint.of_step(&step.id)),
+                None => {}
+            }
+        }
         cx.lend_float(float.take().filter(|_| is_wanted), is_wanted);
-        step.pass.run(model, &mut cx)?;
-        let (changes, decisions, kept) = cx.finish().map_err(PassError::from)?;
+        let run = step.pass.run(model, &mut cx);
+        let finished = run.and_then(|()| cx.finish().map_err(PassError::from));
+        let (changes, decisions, kept) = finished.map_err(|error| match error {
+            PassError::Decision(error) if is_resumed && !error.is_internal() => StepFault::Requires(format!(
+                "--checkpoint: {}; remove the file to start anew, or name another",
+                error.to_string().replace("the lock", "the checkpoint")
+            )),
+            error => error.into(),
+        })?;
         *float = kept;
+        if let Some(checkpoint) = checkpoint {
+            checkpoint.done(&step.id, &decisions);
+        }
         (changes, decisions)
     };
     if options.verify_each {

@@ -25,8 +25,8 @@ pub(crate) struct PlanSession {
     pool: Option<Arc<rayon::ThreadPool>>,
     device: Option<DevicePlace>,
     required: Vec<(ValueId, String)>,
-    /// The last run's schedule: mostly the next one's too.
-    schedule: Option<Arc<Schedule>>,
+    /// Schedules of runs so far: mostly one of them is the next one's too.
+    schedules: Vec<Arc<Schedule>>,
     /// Memory for results, kept from run to run.
     buffers: Arc<Buffers>,
     /// Whether chains of operators are fused.
@@ -38,6 +38,9 @@ pub(crate) struct PlanSession {
     /// Seconds of each timed run.
     timed: Vec<f64>,
 }
+
+/// Schedules that are kept: training block by block asks for the gradients of one after the other.
+const SCHEDULES: usize = 256;
 
 /// What a run for certain wanted values does.
 struct Schedule {
@@ -72,7 +75,7 @@ impl PlanSession {
             pool: pool.map(Arc::new),
             device,
             required,
-            schedule: None,
+            schedules: Vec::new(),
             buffers: Arc::default(),
             fuse,
             cuts: BTreeSet::new(),
@@ -82,7 +85,7 @@ impl PlanSession {
     }
 
     fn schedule(&mut self, wanted: &[ValueId]) -> Result<Arc<Schedule>, RuntimeError> {
-        if let Some(schedule) = self.schedule.as_ref().filter(|schedule| schedule.wanted == wanted) {
+        if let Some(schedule) = self.schedules.iter().find(|schedule| schedule.wanted == wanted) {
             return Ok(schedule.clone());
         }
         let plan = &self.plan;
@@ -124,7 +127,11 @@ impl PlanSession {
             fuse: self.fuse,
         });
         let schedule = Arc::new(Schedule { wanted: wanted.to_vec(), visits, read, route });
-        self.schedule = Some(schedule.clone());
+        if self.schedules.len() == SCHEDULES {
+            // The newest: whoever asks for more in turn still finds the others.
+            self.schedules.pop();
+        }
+        self.schedules.push(schedule.clone());
         Ok(schedule)
     }
 
@@ -222,7 +229,7 @@ impl PlanSession {
         let known = self.cuts.len();
         self.cuts.extend(misfits);
         if self.cuts.len() > known {
-            self.schedule = None;
+            self.schedules.clear();
         }
         match &self.device {
             Some(place) => synchronize(&place.device).map_err(RuntimeError::Environment),
@@ -305,7 +312,7 @@ impl Session for PlanSession {
             let mut recorder = session.recorder.take().unwrap_or_default();
             for _ in 0..TRIES {
                 // Steps are known by their place in the schedule, which must be the one of the timed runs.
-                if recorder.has_accounts() && session.schedule.is_some() {
+                if recorder.has_accounts() && !session.schedules.is_empty() {
                     break;
                 }
                 recorder = Recorder::default();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use optix_ir::{Model, Node, ValueId};
+use optix_ir::{Model, Node, NodeId, ValueId};
 
 use crate::gradient::back::Back;
 
@@ -24,6 +24,53 @@ pub enum Distance {
         /// Whether the student's are logits; probabilities otherwise.
         of_logits: bool,
     },
+}
+
+impl Distance {
+    /// What suits an output: probabilities behind a Softmax; logits where it has two axes and is called logits, scores or
+    /// classes; squares otherwise.
+    pub fn suited(model: &Model, output: ValueId, temperature: f32) -> Distance {
+        let held = model.value(output);
+        let name = held.name().to_lowercase();
+        let is_flat = held.ty.as_ref().and_then(|ty| ty.shape()).is_some_and(|shape| shape.len() == 2);
+        match is_flat && ["logit", "score", "class"].iter().any(|word| name.contains(word)) {
+            _ if is_softmax(model, output) => Distance::Probabilities,
+            true => Distance::Logits { temperature },
+            false => Distance::Squares,
+        }
+    }
+}
+
+/// The Softmax that gives a value, perhaps rounded or in another form, and whether the form is its own.
+fn softmax(model: &Model, mut value: ValueId) -> Option<(NodeId, bool)> {
+    const PASSED: &[&str] = &["QuantizeLinear", "DequantizeLinear", "Identity", "Cast"];
+    const SHAPED: &[&str] = &["Reshape", "Flatten"];
+    let mut is_own = true;
+    while let Some((node, _)) = model.value(value).producer() {
+        let made = model.node(node);
+        if made.is("Softmax") {
+            return Some((node, is_own));
+        }
+        let is_shaped = SHAPED.iter().any(|op| made.is(op));
+        is_own &= !is_shaped;
+        value = made.input(0).filter(|_| is_shaped || PASSED.iter().any(|op| made.is(op)))?;
+    }
+    None
+}
+
+/// Whether a value is what a Softmax gives, perhaps rounded or in another form.
+pub fn is_softmax(model: &Model, value: ValueId) -> bool {
+    softmax(model, value).is_some()
+}
+
+/// Whether a value of this rank is what a Softmax over its last axis gives.
+pub fn is_softmax_of_rows(model: &Model, value: ValueId, rank: usize) -> bool {
+    softmax(model, value).is_some_and(|(node, is_own)| {
+        // Before operator set 13 all axes from 1 on were one by default.
+        let usual = if model.opset_of(node) < Some(13) { 1 } else { -1 };
+        let axis = model.node(node).int("axis").unwrap_or(usual);
+        is_own && (axis == -1 || usize::try_from(axis).is_ok_and(|axis| axis + 1 == rank))
+    })
 }
 
 /// A term of a loss.
@@ -104,10 +151,10 @@ fn of_term(back: &mut Back<'_>, term: &Term, shape: &[usize]) -> ValueId {
     }
 }
 
-/// Adds the weighted sum of the terms, one number; `None` when a value has no fixed shape or the two of a term differ.
-pub fn add(model: &mut Model, terms: &[Term]) -> Option<ValueId> {
+/// Adds the weighted sum of the terms, one number, and each of them; `None` when a value has no fixed shape or the two of a term differ.
+pub fn add(model: &mut Model, terms: &[Term]) -> Option<(ValueId, Vec<ValueId>)> {
     let mut back = Back::new(model, BTreeSet::new());
-    let mut sum: Option<ValueId> = None;
+    let (mut sum, mut each): (Option<ValueId>, Vec<ValueId>) = (None, Vec::new());
     for term in terms {
         let (shape, other) = (back.shape(term.student).ok()?, back.shape(term.teacher).ok()?);
         if shape != other {
@@ -115,10 +162,11 @@ pub fn add(model: &mut Model, terms: &[Term]) -> Option<ValueId> {
         }
         let value = of_term(&mut back, term, &shape);
         let value = back.times(value, term.weight);
+        each.push(value);
         sum = Some(match sum {
             None => value,
             Some(before) => back.add(before, value),
         });
     }
-    sum
+    sum.map(|sum| (sum, each))
 }

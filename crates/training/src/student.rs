@@ -1,10 +1,10 @@
 //! A model made ready to be trained: parameters are inputs, what they are to give is one too, and the gradients are
 //! computed beside it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::infer::{self, Evaluator};
-use optix_ir::{DType, Dim, Model, NodeId, Type, ValueId, ValueInfo};
+use optix_ir::{DType, Dim, Model, NodeId, Type, Use, ValueId, ValueInfo};
 
 use crate::gradient::{self, GradientError};
 use crate::loss::{self, Distance, Term};
@@ -86,6 +86,9 @@ pub struct Aim {
     pub distance: Distance,
     /// What it counts.
     pub weight: f32,
+    /// Whether nodes behind it read the teacher's instead, so that no gradient passes from one side to the other: blocks
+    /// then learn each for itself (Li et al. 2021, arXiv 2102.05426, BRECQ). Outputs of the model stay its own.
+    pub is_border: bool,
 }
 
 /// A model with its loss and its gradients.
@@ -99,6 +102,8 @@ pub struct Student {
     pub inputs: Vec<ValueId>,
     /// The loss, one number.
     pub loss: ValueId,
+    /// What each aim adds to it.
+    pub terms: Vec<ValueId>,
     /// For each parameter its gradient; `None` where the loss does not depend on it.
     pub gradients: Vec<Option<ValueId>>,
     /// Nodes that gradients do not pass, each with the reason.
@@ -162,12 +167,41 @@ impl Student {
                     teacher: format!("{shape:?}"),
                 });
             }
+            if aim.is_border {
+                model.replace_uses_where(student, teacher, |_, used| matches!(used, Use::Node(..)));
+            }
             targets.push(teacher);
             terms.push(Term { student, teacher, distance: aim.distance, weight: aim.weight });
         }
-        let loss = loss::add(&mut model, &terms).expect("values of one fixed shape, as was just checked");
+        let (loss, terms) =
+            loss::add(&mut model, &terms).expect("values of one fixed shape, as was just checked");
         let gradients = gradient::differentiate(&mut model, loss, &inputs, freeze)?;
-        Ok(Student { targets, inputs, loss, gradients: gradients.of, frozen: gradients.frozen, model })
+        let (gradients, frozen) = (gradients.of, gradients.frozen);
+        Ok(Student { targets, inputs, loss, terms, gradients, frozen, model })
+    }
+}
+
+impl Student {
+    /// For each aim the places of the parameters that it depends on, each at the first aim that does.
+    pub fn by_term(&self) -> Vec<Vec<usize>> {
+        let places: BTreeMap<ValueId, usize> =
+            self.inputs.iter().enumerate().map(|(place, value)| (*value, place)).collect();
+        let mut known = BTreeSet::new();
+        let of_term = |term: &ValueId| {
+            let (mut found, mut open, mut seen) = (Vec::new(), vec![*term], BTreeSet::new());
+            while let Some(value) = open.pop() {
+                if !seen.insert(value) {
+                    continue;
+                }
+                found.extend(places.get(&value).copied().filter(|&place| known.insert(place)));
+                if let Some((node, _)) = self.model.value(value).producer() {
+                    open.extend(self.model.node(node).inputs().iter().flatten());
+                }
+            }
+            found.sort_unstable();
+            found
+        };
+        self.terms.iter().map(of_term).collect()
     }
 }
 

@@ -2,15 +2,14 @@
 
 use optix_ir::{Model, Tensor};
 use optix_pipeline::{
-    Cx, DecisionError, Family, Interface, Layer, Named, Numerics, PackedFloats, Pass, PassError, Promises,
-    Requires, Topology, naming,
+    Augmentation, Cx, DecisionError, Family, Interface, Layer, Named, Numerics, PackedFloats, Pass,
+    PassError, Promises, Requires, Topology, naming,
 };
 use optix_training::optimizer::Trained;
 use optix_training::{Parameter, gradient, parameters};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::augment::Augmentation;
 use super::course::Course;
 use crate::names::not_excluded;
 
@@ -55,8 +54,8 @@ pub struct Distill {
     pub temperature: f32,
     /// Gradients longer than this, all together, are shortened to it; 0 for never.
     pub clip_norm: f32,
-    /// Changes of pictures.
-    pub augment: Vec<Augmentation>,
+    /// Changes of pictures, about which the teacher is asked anew. By default those that the `data.toml` names.
+    pub augment: Option<Vec<Augmentation>>,
     /// Ends when the loss on samples that are held out has not fallen for so many looks, of 20 in all.
     pub patience: usize,
     /// Take what is read by operators without a gradient as constant instead of refusing.
@@ -67,6 +66,10 @@ pub struct Distill {
     pub features: Vec<String>,
     /// What they count all together, where outputs count 1.
     pub feature_weight: f32,
+    /// Learn block by block: each is fed what the teacher gives before it, and learns what the teacher gives behind it.
+    /// Blocks end at `features`, or else wherever two values on the way are added, or at every layer where nothing is.
+    /// Values there must have the names and shapes of the teacher's. Needs less memory.
+    pub blocks: bool,
     /// What the classes that samples are labelled with count, where the teacher counts 1.
     pub label_weight: f32,
     /// Leave the weights of these nodes alone: names, with `*` for any run of characters.
@@ -83,11 +86,12 @@ impl Default for Distill {
             loss: Loss::Auto,
             temperature: 2.0,
             clip_norm: 1.0,
-            augment: Vec::new(),
+            augment: None,
             patience: 10,
             freeze_unsupported: false,
             features: Vec::new(),
             feature_weight: 1.0,
+            blocks: false,
             label_weight: 0.0,
             exclude: Vec::new(),
         }
@@ -129,11 +133,12 @@ impl Distill {
             loss: self.loss,
             temperature: self.temperature,
             clip_norm: self.clip_norm,
-            augment: &self.augment,
+            augment: self.augment.as_deref(),
             patience: self.patience,
             freeze_unsupported: self.freeze_unsupported,
             features: &self.features,
             feature_weight: self.feature_weight,
+            blocks: self.blocks,
             label_weight: self.label_weight,
             exclude: &self.exclude,
         }

@@ -7,12 +7,12 @@ mod distill;
 mod distill_quantized;
 mod features;
 mod folded;
+mod lesson;
 mod pool;
 mod school;
 mod state;
 mod unfolded;
 
-pub use augment::Augmentation;
 pub use distill::{Distill, Loss};
 pub use distill_quantized::DistillQuantized;
 pub use unfolded::is_quantized;

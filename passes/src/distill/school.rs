@@ -6,7 +6,8 @@ use optix_pipeline::{Batch, Cx, OracleError, PassError, Prepared, check_labels};
 use optix_training::optimizer::Trained;
 use optix_training::{Aim, Parameter, Student, StudentError};
 
-use super::pool::{joined, shapes, together};
+use super::pool::{Pool, shapes};
+use crate::samples::{joined, together};
 
 /// A model that answers, and the inputs it takes, in the order of the student's.
 pub(super) struct Teacher {
@@ -16,10 +17,15 @@ pub(super) struct Teacher {
     /// What it gave for each sample, while there is room.
     known: Vec<Option<Vec<Tensor>>>,
     room: usize,
+    /// How many of the values it is asked for are outputs; the others lie on the way.
+    last: usize,
 }
 
 /// Bytes of a teacher's outputs that are kept.
 pub(super) const ROOM: usize = 256 << 20;
+
+/// Bytes of memory that one of them takes beside its elements.
+pub(super) const BESIDE: usize = 200;
 
 /// Inputs of a graph that are no constants with a default: values and names.
 fn inputs(model: &Model) -> Vec<(ValueId, String)> {
@@ -93,7 +99,8 @@ impl Teacher {
         };
         let inputs = fed.iter().enumerate().map(of_feed).collect();
         let prepared = cx.oracle().prepare(teacher)?;
-        Ok(Teacher { prepared, inputs, outputs, known: vec![None; count], room: ROOM })
+        let last = outputs.len();
+        Ok(Teacher { prepared, inputs, outputs, known: vec![None; count], room: ROOM, last })
     }
 
     /// Its inputs with the shapes of so many samples.
@@ -106,11 +113,16 @@ impl Teacher {
         self.outputs.extend(values);
     }
 
-    /// What it gives for feeds.
+    /// What it gives for feeds, values on the way behind outputs.
     pub(super) fn asked(&mut self, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, PassError> {
+        self.asked_for(self.outputs.len(), feeds)
+    }
+
+    /// The first so many of the values that it is asked for.
+    fn asked_for(&mut self, count: usize, feeds: &[(String, Tensor)]) -> Result<Vec<Tensor>, PassError> {
         let fed: Vec<(ValueId, Tensor)> =
             self.inputs.iter().zip(feeds).map(|(&value, (_, tensor))| (value, tensor.clone())).collect();
-        Ok(self.prepared.run(&fed, &self.outputs).map_err(of_teacher)?)
+        Ok(self.prepared.run(&fed, &self.outputs[..count]).map_err(of_teacher)?)
     }
 
     /// Checks that what it gives for a sample does not depend on the others beside it, and asks anew every time where it does:
@@ -135,25 +147,24 @@ impl Teacher {
         Ok(())
     }
 
-    /// What it gives for samples of the pool as they are, by their numbers: asked once.
+    /// What it gives for samples of the pool as they are, by their numbers: asked once. Of those held out outputs alone.
     pub(super) fn remembered(
         &mut self,
         numbers: &[usize],
-        feeds: &[(String, Tensor)],
+        (feeds, is_held): (&[(String, Tensor)], bool),
     ) -> Result<Vec<Tensor>, PassError> {
+        let count = if is_held { self.last } else { self.outputs.len() };
         let known: Option<Vec<&Vec<Tensor>>> =
             numbers.iter().map(|&number| self.known[number].as_ref()).collect();
         if let Some(known) = known {
-            return Ok((0..self.outputs.len())
-                .map(|place| joined(known.iter().map(|row| &row[place])))
-                .collect());
+            return Ok((0..count).map(|place| joined(known.iter().map(|row| &row[place]))).collect());
         }
-        let given = self.asked(feeds)?;
+        let given = self.asked_for(count, feeds)?;
         for (place, &number) in numbers.iter().enumerate() {
             let row: Option<Vec<Tensor>> =
                 given.iter().map(|tensor| row(tensor, place, numbers.len())).collect();
             let Some(row) = row else { break };
-            let size: usize = row.iter().map(|tensor| tensor.bytes().len()).sum();
+            let size: usize = row.iter().map(|tensor| tensor.bytes().len() + BESIDE).sum();
             if self.known[number].is_none() && size <= self.room {
                 self.room -= size;
                 self.known[number] = Some(row);
@@ -218,7 +229,7 @@ pub(super) fn fed(
 ///
 /// # Errors
 /// When samples have no classes, or others than there are.
-pub(super) fn classes(samples: &[&Batch], count: usize) -> Result<Tensor, PassError> {
+pub(super) fn classes(samples: &[Batch], count: usize) -> Result<Tensor, PassError> {
     let refuse = |what: String| PassError::Options(format!("`label-weight`: {what}"));
     let mut rows = Vec::with_capacity(samples.len() * count);
     for sample in samples {
@@ -230,6 +241,14 @@ pub(super) fn classes(samples: &[&Batch], count: usize) -> Result<Tensor, PassEr
     Ok(Tensor::from_vec(vec![samples.len(), count], rows))
 }
 
+/// A part of a step: the whole, or a block.
+struct Turn {
+    /// What it adds to the loss.
+    loss: ValueId,
+    /// The parameters whose gradients it gives, by their places.
+    learned: Vec<usize>,
+}
+
 /// A student for batches of one size.
 pub(super) struct Class {
     prepared: Box<dyn Prepared>,
@@ -237,8 +256,8 @@ pub(super) struct Class {
     student: Student,
     /// Shapes of the parameters.
     shapes: Vec<Vec<usize>>,
-    /// The loss, and gradients of the parameters that have one.
-    wanted: Vec<ValueId>,
+    /// What is computed at a time.
+    turns: Vec<Turn>,
     pub(super) count: usize,
 }
 
@@ -271,16 +290,34 @@ impl Class {
                 model.constant(parameter.value).map(|held| held.shape().to_vec()).unwrap_or_default()
             })
             .collect();
-        let wanted =
-            std::iter::once(student.loss).chain(student.gradients.iter().flatten().copied()).collect();
+        let learned = |place: &usize| student.gradients[*place].is_some();
+        let turns = match aims.iter().any(|(aim, _)| aim.is_border) {
+            false => {
+                let learned = (0..parameters.len()).filter(learned).collect();
+                vec![Turn { loss: student.loss, learned }]
+            }
+            // Block after block, so that what one needs is freed before the next one's turn.
+            true => {
+                let turn = |(&loss, own): (&ValueId, Vec<usize>)| Turn {
+                    loss,
+                    learned: own.into_iter().filter(learned).collect(),
+                };
+                student.terms.iter().zip(student.by_term()).map(turn).collect()
+            }
+        };
         let prepared = cx.oracle().prepare(&student.model)?;
         let feeds = fed.into_iter().map(|(value, _)| value).collect();
-        Ok(Class { prepared, feeds, student, shapes, wanted, count })
+        Ok(Class { prepared, feeds, student, shapes, turns, count })
     }
 
     /// Bytes that values take together at the peak of a step, where the engine tells.
     pub(super) fn predicted_peak(&mut self) -> Option<u64> {
-        self.prepared.predicted_peak(&self.student.model, &self.wanted)
+        let mut peak = None;
+        for turn in 0..self.turns.len() {
+            let wanted = self.wanted(turn);
+            peak = peak.max(Some(self.prepared.predicted_peak(&self.student.model, &wanted)?));
+        }
+        peak
     }
 
     /// Nodes that gradients do not pass, each with the reason.
@@ -293,6 +330,13 @@ impl Class {
     /// Whether each parameter has a gradient.
     pub(super) fn learns(&self) -> impl Iterator<Item = bool> {
         self.student.gradients.iter().map(Option::is_some)
+    }
+
+    /// What is computed in a turn.
+    fn wanted(&self, turn: usize) -> Vec<ValueId> {
+        let Turn { loss, learned } = &self.turns[turn];
+        let gradients = learned.iter().filter_map(|&place| self.student.gradients[place]);
+        std::iter::once(*loss).chain(gradients).collect()
     }
 
     fn fed(
@@ -311,7 +355,7 @@ impl Class {
         data.chain(of_teacher).chain(parameters).collect()
     }
 
-    /// The loss, and the gradients of the parameters that have one.
+    /// The loss, and the gradients of the parameters that have one, in their order.
     pub(super) fn gradients(
         &mut self,
         feeds: &[(String, Tensor)],
@@ -319,29 +363,35 @@ impl Class {
         trained: &[Trained],
     ) -> Result<(f64, Vec<Tensor>), PassError> {
         let fed = self.fed(feeds, given, trained);
-        let mut found = self.prepared.run(&fed, &self.wanted)?;
-        let gradients = found.split_off(1);
-        Ok((found[0].single().unwrap_or(f64::NAN), gradients))
+        let mut gradients: Vec<Option<Tensor>> = vec![None; trained.len()];
+        let mut loss = 0.0;
+        for turn in 0..self.turns.len() {
+            let wanted = self.wanted(turn);
+            let mut found = self.prepared.run(&fed, &wanted)?.into_iter();
+            loss += found.next().and_then(|loss| loss.single()).unwrap_or(f64::NAN);
+            for &place in &self.turns[turn].learned {
+                gradients[place] = found.next();
+            }
+        }
+        Ok((loss, gradients.into_iter().flatten().collect()))
     }
 
-    /// The mean loss over samples, as many as fill whole batches; the teacher knows them by numbers from `first` on.
+    /// The mean loss over samples that are held out, as many as fill whole batches.
     pub(super) fn loss(
         &mut self,
-        samples: &[Batch],
-        first: usize,
+        pool: &mut Pool,
         teacher: &mut Teacher,
         trained: &[Trained],
     ) -> Result<f64, PassError> {
-        let (mut sum, mut batches) = (0.0, 0usize);
-        for batch in samples.chunks_exact(self.count) {
-            let start = first + batches * self.count;
+        let (mut sum, batches) = (0.0, pool.held() / self.count);
+        for batch in 0..batches {
+            let start = pool.learned() + batch * self.count;
             let numbers: Vec<usize> = (start..start + self.count).collect();
-            let feeds = together(&batch.iter().collect::<Vec<_>>());
-            let given = teacher.remembered(&numbers, &feeds)?;
+            let feeds = together(&pool.samples(numbers.iter().copied())?);
+            let given = teacher.remembered(&numbers, (&feeds, true))?;
             let fed = self.fed(&feeds, given, trained);
             let found = self.prepared.run(&fed, &[self.student.loss])?;
             sum += found[0].single().unwrap_or(f64::NAN);
-            batches += 1;
         }
         Ok(sum / batches.max(1) as f64)
     }

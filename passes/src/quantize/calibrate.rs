@@ -134,7 +134,7 @@ pub(super) fn calibrate(
     let axes = channel_axes(model, placement);
     let mut calibrated = Calibrated::default();
     let kept = match cx.statistics() {
-        Some(kept) if !kept.given().is_empty() => Some(Statistics::read(kept.given(), model)?),
+        Some(kept) if !kept.given().is_empty() => Some(Statistics::read(kept.take(), model)?),
         _ => None,
     };
     let (samples, seen) = match kept {
