@@ -43,14 +43,10 @@ pub fn apply(
     let mut model = loaded.model.clone();
     let mut resources = Resources {
         oracle: &mut NoOracle,
-        calibration: None,
         seed: recipe.seed,
         progress: &bars,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
         cancel: setup::cancel_on_interrupt(),
+        ..Resources::default()
     };
     let options = RunOptions {
         stop_after_patch: locked.stop_after_patch,

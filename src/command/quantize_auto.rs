@@ -134,13 +134,11 @@ impl Bench<'_> {
         let mut resources = Resources {
             oracle: &mut oracle,
             calibration: self.calibration.map(|data| data as &dyn optix_pipeline::Calibration),
-            statistics: None,
-            teacher: None,
-            checkpoint: None,
             seed: self.global.seed.unwrap_or(candidate.recipe.seed),
             progress: &bars,
             deployment: deployment.as_mut().map(|deployment| deployment as &mut dyn Deployment),
             cancel: self.cancel.clone(),
+            ..Resources::default()
         };
         let limits = setup::limits(self.global)?;
         let (verify_each, command) = (self.verify_each, run::command_line());

@@ -6,14 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use optix_base::CancelToken;
 use optix_io::LoadOptions;
 use optix_ir::{Model, ValueId};
 use optix_ops::{Datum, OpError};
 use optix_passes::PASSES;
 use optix_pipeline::check::relative_difference;
 use optix_pipeline::runner::{self, RunError, RunOptions, StepFault};
-use optix_pipeline::{NoProgress, OracleError, Recipe, Resources};
+use optix_pipeline::{OracleError, Recipe, Resources};
 use optix_runtime::{Cpu, Engine, EngineOracle, RuntimeError};
 
 use crate::cases::{self, Case};
@@ -31,17 +30,7 @@ fn oracle() -> EngineOracle {
 fn clean(model: &mut Model, oracle: &mut EngineOracle, check: bool) -> Result<(), RunError> {
     let recipe =
         Recipe::parse(include_str!("../../recipes/clean.toml"), "clean", PASSES, &[]).expect("it parses");
-    let mut resources = Resources {
-        oracle,
-        calibration: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        seed: recipe.seed,
-        progress: &NoProgress,
-        deployment: None,
-        cancel: CancelToken::new(),
-    };
+    let mut resources = Resources { oracle, seed: recipe.seed, ..Resources::default() };
     let options = RunOptions { check, ..RunOptions::default() };
     runner::run(&recipe, model, &mut resources, &options, &mut |_, _| {}).map(|_| ())
 }

@@ -1,11 +1,10 @@
 //! What passes decide: recorded as they run, repeated from the record without data or an engine.
 
-use optix_base::CancelToken;
 use optix_ir::{Model, ModelBuilder};
 use optix_pipeline::runner::{self, RunError, RunOptions};
 use optix_pipeline::{
-    Batch, Calibration, Cx, DataError, Decisions, Family, Named, NoOracle, NoProgress, PackedBits,
-    PackedFloats, Pass, PassError, PassSpec, Promises, Recipe, Requires, Resources,
+    Batch, Calibration, Cx, DataError, Decisions, Family, Named, NoOracle, PackedBits, PackedFloats, Pass,
+    PassError, PassSpec, Promises, Recipe, Requires, Resources,
 };
 use optix_runtime::{Cpu, EngineOracle};
 use schemars::JsonSchema;
@@ -121,13 +120,7 @@ fn run(fault: &str, replay: Option<Decisions>) -> Result<Done, RunError> {
     let mut resources = Resources {
         oracle: if is_replay { &mut none } else { &mut engine },
         calibration: if is_replay { None } else { Some(&Data) },
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        cancel: CancelToken::new(),
+        ..Resources::default()
     };
     let replay = replay.map(|decisions| [("decider".to_owned(), decisions)].into());
     let options = RunOptions { replay, ..RunOptions::default() };

@@ -157,13 +157,9 @@ fn what_was_measured_before_the_interruption_is_not_measured_again() {
                 optix_runtime::LoadOptions::default(),
             ),
             calibration: Some(&Fours(crate::recovery::Drawn { seed: 3, batches: 12 })),
-            statistics: None,
-            teacher: None,
             checkpoint: Some(shelf),
-            seed: 0,
-            progress: &optix_pipeline::NoProgress,
             deployment: clock.map(|clock| clock as &mut dyn optix_pipeline::Deployment),
-            cancel: optix_base::CancelToken::new(),
+            ..optix_pipeline::Resources::default()
         };
         let done = runner::run(&recipe, &mut model, &mut resources, &RunOptions::default(), &mut |_, _| {});
         let fingerprint = optix_pipeline::fingerprint(&model).expect("it can be written");

@@ -1,11 +1,10 @@
 //! The examples in the manuals of the passes: a fence of model text, `before`, a line `---`, `after`.
 
-use optix_base::CancelToken;
 use optix_ir::Model;
 use optix_ir::text::{PrintOptions, parse, print_with};
 use optix_passes::PASSES;
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{NoProgress, PassSpec, Recipe, Resources};
+use optix_pipeline::{PassSpec, Recipe, Resources};
 use optix_runtime::{EngineOracle, LoadOptions};
 
 use crate::recovery::Drawn;
@@ -72,13 +71,7 @@ fn run(spec: &PassSpec, model: &mut Model) {
         oracle: &mut EngineOracle::new(engine, LoadOptions::default()),
         // Passes that need data see random ones.
         calibration: Some(&Drawn { seed: 0, batches: 4 }),
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        cancel: CancelToken::new(),
+        ..Resources::default()
     };
     let options = RunOptions { check: true, ..RunOptions::default() };
     runner::run(&recipe, model, &mut resources, &options, &mut |_, _| {})

@@ -1,10 +1,9 @@
 //! What tests of passes share: numbers to feed, engines to run, a recipe to apply.
 
-use optix_base::CancelToken;
 use optix_ir::{Model, Tensor, ValueId};
 use optix_passes::PASSES;
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{Changes, NoProgress, Recipe, Resources};
+use optix_pipeline::{Changes, Recipe, Resources};
 use optix_runtime::{Cpu, Engine, EngineOracle, LoadOptions};
 
 /// Numbers that look random and are the same everywhere.
@@ -65,14 +64,7 @@ pub fn apply(steps: &str, model: &Model) -> Result<(Model, Vec<Changes>), String
     let recipe = Recipe::parse(&text, "test", PASSES, &[]).map_err(|error| error.to_string())?;
     let mut resources = Resources {
         oracle: &mut EngineOracle::new(Box::new(Cpu), LoadOptions::default()),
-        calibration: None,
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        cancel: CancelToken::new(),
+        ..Resources::default()
     };
     let mut changed = model.clone();
     let reports = runner::run(&recipe, &mut changed, &mut resources, &RunOptions::default(), &mut |_, _| {})

@@ -5,7 +5,7 @@ use optix_data::{Batch, DataError};
 use optix_ir::{Model, ModelBuilder, Tensor};
 use optix_passes::PASSES;
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{Calibration, Changes, ErrorSplit, Layer, NoProgress, OracleError, Recipe, Resources};
+use optix_pipeline::{Calibration, Changes, ErrorSplit, Layer, OracleError, Recipe, Resources};
 use optix_runtime::{Cpu, EngineOracle, LoadOptions};
 
 /// Bell-shaped numbers.
@@ -49,17 +49,7 @@ fn quantize(model: &Model, x: &Tensor, options: &str) -> Changes {
     let recipe = Recipe::parse(&text, "test", PASSES, &[]).expect("it parses");
     let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions { threads: 2, ..LoadOptions::default() });
     let data = Samples(x.clone());
-    let mut resources = Resources {
-        oracle: &mut oracle,
-        calibration: Some(&data),
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        cancel: CancelToken::new(),
-    };
+    let mut resources = Resources { oracle: &mut oracle, calibration: Some(&data), ..Resources::default() };
     let mut model = model.clone();
     let steps = runner::run(&recipe, &mut model, &mut resources, &RunOptions::default(), &mut |_, _| {});
     steps.unwrap_or_else(|error| panic!("{error}")).remove(0).changes
@@ -228,13 +218,8 @@ fn calibration_notices_an_interrupt() {
     let mut resources = Resources {
         oracle: &mut oracle,
         calibration: Some(&data),
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
         cancel: token.clone(),
+        ..Resources::default()
     };
     let recipe =
         Recipe::parse("version = 1\n[[step]]\npass = \"quantize-static\"", "test", PASSES, &[]).unwrap();

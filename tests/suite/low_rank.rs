@@ -1,12 +1,11 @@
 //! Layers that become two: the same results where a layer's rank allows it, in every form that layers have.
 
-use optix_base::CancelToken;
 use optix_ir::{Model, text};
 use optix_passes::PASSES;
 use optix_pipeline::check::relative_difference;
 use optix_pipeline::report::StepReport;
 use optix_pipeline::runner::{self, RunError, RunOptions};
-use optix_pipeline::{Batch, Calibration, NoProgress, Oracle, Recipe, Resources};
+use optix_pipeline::{Batch, Calibration, Oracle, Recipe, Resources};
 use optix_runtime::{Cpu, EngineOracle, LoadOptions};
 use proptest::prelude::*;
 
@@ -50,13 +49,7 @@ fn run(model: &mut Model, flops: f64, multiple: usize) -> Result<Vec<StepReport>
     let mut resources = Resources {
         oracle: &mut EngineOracle::new(Box::new(Cpu), LoadOptions::default()),
         calibration: Some(&Drawn { seed: 0, batches: 8 }),
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        cancel: CancelToken::new(),
+        ..Resources::default()
     };
     runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {})
 }

@@ -12,12 +12,12 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use optix_base::{CancelToken, Limits};
+use optix_base::Limits;
 use optix_ir::{DType, Model, Tensor, Type, ValueId, text};
 use optix_ops::{Datum, OpError};
 use optix_passes::PASSES;
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{NoProgress, Numerics, Recipe, Resources};
+use optix_pipeline::{Numerics, Recipe, Resources};
 use optix_runtime::{Cpu, Engine, EngineOracle, LoadOptions, RuntimeError};
 
 use crate::cases::{self, Case};
@@ -121,17 +121,7 @@ fn variants(model: &Model) -> Vec<Variant> {
         if !exact || calibrated {
             continue;
         }
-        let mut resources = Resources {
-            oracle: &mut oracle,
-            calibration: None,
-            statistics: None,
-            teacher: None,
-            checkpoint: None,
-            seed: recipe.seed,
-            progress: &NoProgress,
-            deployment: None,
-            cancel: CancelToken::new(),
-        };
+        let mut resources = Resources { oracle: &mut oracle, seed: recipe.seed, ..Resources::default() };
         let mut passed = model.clone();
         // A pass may refuse a model (an operator set it does not know, say).
         if runner::run(&recipe, &mut passed, &mut resources, &RunOptions::default(), &mut |_, _| {}).is_ok()

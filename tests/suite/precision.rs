@@ -3,13 +3,12 @@
 
 #![allow(clippy::print_stderr, reason = "says what was counted")]
 
-use optix_base::CancelToken;
 use optix_ir::{DType, Model, Tensor, Type, ValueId, text};
 use optix_ops::Datum;
 use optix_passes::PASSES;
 use optix_pipeline::check::{OpsEvaluator, random_feeds};
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{Batch, Calibration, Changes, DataError, NoProgress, Oracle, Recipe, Resources};
+use optix_pipeline::{Batch, Calibration, Changes, DataError, Oracle, Recipe, Resources};
 use optix_runtime::{Cpu, Engine, EngineOracle, LoadOptions, RuntimeError};
 
 use crate::program::Place;
@@ -44,13 +43,7 @@ fn run(model: &mut Model, options: &str, samples: Option<&Samples>) -> Result<Ch
     let mut resources = Resources {
         oracle: &mut oracle(),
         calibration: samples.map(|samples| samples as &dyn Calibration),
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        cancel: CancelToken::new(),
+        ..Resources::default()
     };
     let steps = runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {});
     steps.map(|mut steps| steps.remove(0).changes).map_err(|error| error.to_string())

@@ -245,13 +245,8 @@ fn channels_go_until_a_measured_time_is_reached() {
                 optix_runtime::LoadOptions::default(),
             ),
             calibration: Some(&crate::recovery::Drawn { seed: 3, batches: 4 }),
-            statistics: None,
-            teacher: None,
-            checkpoint: None,
-            seed: 0,
-            progress: &optix_pipeline::NoProgress,
             deployment: with_clock.then_some(&mut clock as &mut dyn optix_pipeline::Deployment),
-            cancel: optix_base::CancelToken::new(),
+            ..optix_pipeline::Resources::default()
         };
         let done = runner::run(&recipe, &mut model, &mut resources, &RunOptions::default(), &mut |_, _| {});
         done.map(|steps| (model, steps)).map_err(|error| error.to_string())
@@ -320,13 +315,7 @@ fn gradients_tell_what_channels_are_worth() {
                     optix_runtime::LoadOptions::default(),
                 ),
                 calibration: Some(&crate::recovery::Drawn { seed: 3, batches: 256 }),
-                statistics: None,
-                teacher: None,
-                checkpoint: None,
-                seed: 0,
-                progress: &optix_pipeline::NoProgress,
-                deployment: None,
-                cancel: optix_base::CancelToken::new(),
+                ..optix_pipeline::Resources::default()
             };
             let options = RunOptions::default();
             runner::run(&recipe.expect("a recipe"), &mut model, &mut resources, &options, &mut |_, _| {})

@@ -1,6 +1,5 @@
 //! Passes that quantize, with what only a whole program has: an engine that is faster at some things.
 
-use optix_base::CancelToken;
 use optix_data::{Batch, DataError};
 use optix_ir::{DType, Model, ModelBuilder, NodeId, Tensor, ValueId};
 use optix_passes::PASSES;
@@ -8,7 +7,7 @@ use optix_passes::quantize::certificate::{WeightLayout, pairs_can_saturate};
 use optix_pipeline::check::relative_difference;
 use optix_pipeline::report::StepReport;
 use optix_pipeline::runner::{self, RunError, RunOptions};
-use optix_pipeline::{Calibration, Deployment, KernelTime, NoProgress, OracleError, Recipe, Resources};
+use optix_pipeline::{Calibration, Deployment, KernelTime, OracleError, Recipe, Resources};
 use optix_runtime::{Cpu, Engine, EngineOracle, LoadOptions};
 
 /// Numbers between -1 and 1 that look random.
@@ -75,13 +74,8 @@ fn attempt(
     let mut resources = Resources {
         oracle: &mut oracle,
         calibration,
-        seed: 0,
-        progress: &NoProgress,
         deployment: deployment.map(|table| table as &mut dyn Deployment),
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        cancel: CancelToken::new(),
+        ..Resources::default()
     };
     runner::run(&recipe, model, &mut resources, &options, &mut |_, _| {})
 }

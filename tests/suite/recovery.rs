@@ -3,12 +3,11 @@
 
 use std::fmt::Write as _;
 
-use optix_base::CancelToken;
 use optix_ir::{DType, Model, Tensor, text};
 use optix_passes::PASSES;
 use optix_pipeline::check::relative_difference;
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{Batch, Calibration, DataError, NoProgress, Oracle, Recipe, Resources};
+use optix_pipeline::{Batch, Calibration, DataError, Oracle, Recipe, Resources};
 use optix_runtime::{Cpu, EngineOracle, LoadOptions};
 
 /// How far results may move: some roundings.
@@ -98,13 +97,7 @@ fn run(source: &str, step: &str) -> Made {
     let mut resources = Resources {
         oracle: &mut oracle(),
         calibration: Some(&Drawn { seed: 1, batches: 8 }),
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        cancel: CancelToken::new(),
+        ..Resources::default()
     };
     let mut steps = runner::run(&recipe, &mut after, &mut resources, &RunOptions::default(), &mut |_, _| {})
         .unwrap_or_else(|error| panic!("{error}\n{source}"));

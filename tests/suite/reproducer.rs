@@ -1,11 +1,8 @@
 //! What a pass that is at fault leaves behind.
 
-use optix_base::CancelToken;
 use optix_ir::{Model, ModelBuilder};
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{
-    Cx, Family, Named, NoProgress, Pass, PassError, PassSpec, Promises, Recipe, Requires, Resources,
-};
+use optix_pipeline::{Cx, Family, Named, Pass, PassError, PassSpec, Promises, Recipe, Requires, Resources};
 use optix_runtime::{Cpu, EngineOracle};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -51,17 +48,7 @@ fn a_pass_at_fault_leaves_what_it_takes_to_see_it_again() {
         .build();
     let mut fail = |directory: &std::path::Path| {
         let mut oracle = EngineOracle::new(Box::new(Cpu), optix_runtime::LoadOptions::default());
-        let mut resources = Resources {
-            oracle: &mut oracle,
-            calibration: None,
-            statistics: None,
-            teacher: None,
-            checkpoint: None,
-            seed: recipe.seed,
-            progress: &NoProgress,
-            deployment: None,
-            cancel: CancelToken::new(),
-        };
+        let mut resources = Resources { oracle: &mut oracle, seed: recipe.seed, ..Resources::default() };
         let options = RunOptions {
             reproducer_dir: Some(directory.to_owned()),
             command: "optix run recipe.toml".into(),

@@ -1,13 +1,12 @@
 //! Target profiles: what they decide about graphs, and the types that they allow.
 
-use optix_base::CancelToken;
 use optix_ir::{DType, Model, ModelBuilder, NodeId, Tensor, ValueId};
 use optix_passes::PASSES;
 use optix_passes::quantize::ActivationType;
 use optix_passes::quantize::placement::{Placement, place};
 use optix_passes::quantize::target::{Runs, TARGETS, Target};
 use optix_pipeline::runner::{self, RunOptions};
-use optix_pipeline::{NoProgress, Recipe, Resources};
+use optix_pipeline::{Recipe, Resources};
 use optix_runtime::{Cpu, Engine, EngineOracle, LoadOptions};
 
 use crate::recovery::Drawn;
@@ -159,17 +158,7 @@ fn quantized(model: &mut Model, options: &str) -> Result<optix_pipeline::Changes
     let recipe = Recipe::parse(&options, "test", PASSES, &[]).map_err(|error| error.to_string())?;
     let mut oracle = EngineOracle::new(Box::new(Cpu), LoadOptions { threads: 1, ..LoadOptions::default() });
     let data = Drawn { seed: 3, batches: 4 };
-    let mut resources = Resources {
-        oracle: &mut oracle,
-        calibration: Some(&data),
-        seed: 0,
-        progress: &NoProgress,
-        deployment: None,
-        statistics: None,
-        teacher: None,
-        checkpoint: None,
-        cancel: CancelToken::new(),
-    };
+    let mut resources = Resources { oracle: &mut oracle, calibration: Some(&data), ..Resources::default() };
     let mut steps = runner::run(&recipe, model, &mut resources, &RunOptions::default(), &mut |_, _| {})
         .map_err(|error| error.to_string())?;
     let step = steps.remove(0);

@@ -131,6 +131,24 @@ pub struct Resources<'a> {
     pub cancel: optix_base::CancelToken,
 }
 
+impl Default for Resources<'_> {
+    /// Nothing: no engine, no data, seed 0.
+    fn default() -> Self {
+        Resources {
+            // It has no size: nothing is allocated.
+            oracle: Box::leak(Box::new(NoOracle)),
+            calibration: None,
+            statistics: None,
+            teacher: None,
+            checkpoint: None,
+            seed: 0,
+            progress: &NoProgress,
+            deployment: None,
+            cancel: optix_base::CancelToken::new(),
+        }
+    }
+}
+
 /// The context of one step; see the module's documentation.
 pub struct Cx<'a> {
     oracle: &'a mut dyn Oracle,

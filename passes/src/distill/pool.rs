@@ -256,7 +256,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use optix_ir::text;
-    use optix_pipeline::{Calibration, DataError, NoOracle, NoProgress, Resources};
+    use optix_pipeline::{Calibration, DataError, NoOracle, Resources};
     use rand_chacha::rand_core::SeedableRng;
 
     use super::*;
@@ -310,17 +310,8 @@ mod tests {
         let model = text::parse("<ir_version: 8, opset_import: [\"\" : 17]> net (float x) => (float x) {}");
         let model = model.expect("it is a model");
         let read = |room: usize| {
-            let mut resources = Resources {
-                oracle: &mut NoOracle,
-                calibration: Some(&Data),
-                statistics: None,
-                teacher: None,
-                checkpoint: None,
-                seed: 0,
-                progress: &NoProgress,
-                deployment: None,
-                cancel: optix_base::CancelToken::new(),
-            };
+            let mut resources =
+                Resources { oracle: &mut NoOracle, calibration: Some(&Data), ..Resources::default() };
             let mut left = u64::MAX;
             let mut cx = Cx::new(&mut resources, optix_base::Limits::default(), &mut left);
             Pool::read(&model, room, &mut cx).expect("samples")

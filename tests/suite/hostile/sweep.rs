@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use bytes::Bytes;
-use optix_base::{CancelToken, Limits};
+use optix_base::Limits;
 use optix_data::{Dataset, InputSpec, OpenOptions};
 use optix_ir::{DType, Dim, Model};
 use optix_passes::PASSES;
@@ -177,17 +177,7 @@ fn treat(model: &Model) -> Result<(), String> {
         let recipe = Recipe::parse(recipe, "recipe", PASSES, &[]).expect("a built-in recipe");
         let engine = optix_runtime::engines().into_iter().next().expect("an engine");
         let mut oracle = optix_runtime::EngineOracle::new(engine, optix_runtime::LoadOptions::default());
-        let mut resources = Resources {
-            oracle: &mut oracle,
-            calibration: None,
-            statistics: None,
-            teacher: None,
-            checkpoint: None,
-            seed: 0,
-            progress: &optix_pipeline::NoProgress,
-            deployment: None,
-            cancel: CancelToken::new(),
-        };
+        let mut resources = Resources { oracle: &mut oracle, ..Resources::default() };
         let mut model = model.clone();
         let options = RunOptions::default();
         match runner::run(&recipe, &mut model, &mut resources, &options, &mut |_, _| {}) {
