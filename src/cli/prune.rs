@@ -75,7 +75,8 @@ pub struct Prune {
     /// Leave multiples of so many elements where channels are taken out, or ranks lowered. [default: 8]
     #[arg(long, value_name = "COUNT")]
     pub multiple: Option<usize>,
-    /// Whether layers behind what was taken out are fitted to what they gave before, on the calibration data.
+    /// Whether layers behind what was taken out are fitted to what they gave before, on the calibration data, and channels of
+    /// layers with zeros scaled and moved to that.
     /// [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub recover: Option<bool>,

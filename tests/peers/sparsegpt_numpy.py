@@ -96,7 +96,7 @@ def main():
         times["numpy"].append((middle - started, ended - middle))
         errors["numpy"] = (lost(pruned), float((pruned == 0).mean()))
         command = [
-            options.optix, "prune", folder / "layer.onnx", "-o", folder / "pruned.onnx", "--method", "sparsegpt",
+            options.optix, "prune", folder / "layer.onnx", "-o", folder / "pruned.onnx", "--method", "sparsegpt", "--recover=false",
             "--calib", folder / "x.npz", "--threads", options.threads, "--deploy", "none", "--json",
             "--set", f"prune-sparsegpt.samples={options.samples}",
         ]  # fmt: skip

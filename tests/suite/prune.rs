@@ -58,8 +58,8 @@ fn half_of_the_weights_become_zero_and_the_rest_makes_up_for_them() {
         assert!((share - 0.5).abs() < 0.02, "{method}: {share}");
         lost(&report)
     };
-    let layer = own("magnitude", "--set prune-magnitude.scope=layer");
-    let wanda = own("wanda", "");
+    let layer = own("magnitude", "--set prune-magnitude.scope=layer --recover=false");
+    let wanda = own("wanda", "--recover=false");
     let sparsegpt = own("sparsegpt", "");
     assert!(sparsegpt < wanda - 10.0 && wanda < layer - 10.0, "{layer} {wanda} {sparsegpt}");
     assert!(sparsegpt < 10.0, "{sparsegpt}");
@@ -68,6 +68,27 @@ fn half_of_the_weights_become_zero_and_the_rest_makes_up_for_them() {
     assert!(place.read("again.onnx") == place.read("sparsegpt.onnx"));
     place.ok(&format!("prune {model} -o one.onnx {CALIB} --threads 1 -q"));
     assert!(place.read("one.onnx") == place.read("sparsegpt.onnx"), "on any number of threads");
+}
+
+#[test]
+fn channels_of_layers_with_zeros_are_scaled_to_what_they_gave() {
+    let place = Place::new();
+    let model = "fixtures/models/fmnist_mobilenet.onnx";
+    let run = |name: &str, more: &str| {
+        place.json(&format!("prune {model} -o {name}.onnx --method magnitude {CALIB} {EVAL} --json {more}"))
+    };
+    let (plain, scaled) = (run("plain", "--recover=false"), run("scaled", ""));
+    assert!(lost(&scaled) < lost(&plain) - 10.0, "{} {}", lost(&plain), lost(&scaled));
+    assert!(scaled["steps"].to_string().contains("were scaled and moved to what they gave before"));
+    // The same zeros.
+    let all = |name: &str| weights(&place.path(&format!("{name}.onnx")));
+    for ((name, _, before), (_, _, after)) in all("plain").iter().zip(&all("scaled")) {
+        assert!(before.iter().zip(after).all(|(a, b)| (*a == 0.0) == (*b == 0.0)), "{name}");
+    }
+    place.ok(&format!("apply scaled.onnx.lock.json {model} -o again.onnx"));
+    assert!(place.read("again.onnx") == place.read("scaled.onnx"));
+    run("one", "--threads 1");
+    assert!(place.read("one.onnx") == place.read("scaled.onnx"), "on one thread");
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Layers of a smaller model, fitted to what they gave in the original.
 
-use optix_ir::Model;
+use optix_ir::{Model, NodeId};
 use optix_pipeline::{Cx, DecisionError, PackedFloats, PassError, decibels, naming};
 use serde::{Deserialize, Serialize};
 
-use super::channels::{self, Found, Layer};
+use super::channels::{self, Found, Layer, Scaled};
 use crate::judge::Judge;
 use crate::samples::{self, Divided};
 
@@ -53,6 +53,82 @@ fn search(
         decibels(mean(&before.samples))
     ));
     Ok(found)
+}
+
+/// Scales and shifts of a layer's channels, as a lock holds them.
+#[derive(Serialize, Deserialize)]
+struct Recorded {
+    scale: PackedFloats,
+    shift: PackedFloats,
+}
+
+/// By what the channels of pruned layers are to be scaled and moved, and what that gains; nothing where other samples show no
+/// gain.
+fn search_scales(
+    original: &Model,
+    pruned: &Model,
+    layers: &[Layer],
+    samples: usize,
+    cx: &mut Cx<'_>,
+) -> Result<Vec<Option<Recorded>>, PassError> {
+    let Divided { batches, judged } = samples::divide(original, samples, JUDGED, cx)?;
+    let mut scaled = pruned.clone();
+    let found = channels::rescale(original, &mut scaled, layers, &batches, cx)?;
+    let judge = Judge::new(original, Vec::new(), &judged, cx)?;
+    let (before, after) = (judge.errors(pruned, cx)?, judge.errors(&scaled, cx)?);
+    let said = after.said_beside(&before);
+    if !after.is_less_than(&before) {
+        cx.note(format!("channels were not scaled and moved to what they gave before: that has {said}"));
+        return Ok(layers.iter().map(|_| None).collect());
+    }
+    cx.note(format!(
+        "channels of {} layers were scaled and moved to what they gave before: {said}",
+        layers.len()
+    ));
+    let pack =
+        |Scaled { scale, shift }: Scaled| Recorded { scale: PackedFloats(scale), shift: PackedFloats(shift) };
+    Ok(found.into_iter().map(|found| found.map(pack)).collect())
+}
+
+/// Scales and moves the channels of layers whose weights became zero to what they gave in the original, where there is data
+/// or a lock that says how.
+///
+/// # Errors
+/// When a model cannot be run, or the lock does not fit.
+pub(super) fn rescale(
+    original: &Model,
+    pruned: &mut Model,
+    samples: usize,
+    cx: &mut Cx<'_>,
+) -> Result<(), PassError> {
+    if !cx.has_calibration() && !cx.is_replaying() {
+        return Ok(());
+    }
+    let weights = |model: &Model, node: NodeId| {
+        model.node(node).input(1).and_then(|value| model.constant(value)).cloned()
+    };
+    let changed = |node: NodeId| {
+        let is_changed = weights(original, node) != weights(pruned, node);
+        channels::all_channels(pruned, node).filter(|_| is_changed)
+    };
+    let layers = channels::layers(pruned, &changed);
+    if layers.is_empty() {
+        return Ok(());
+    }
+    let found = cx.decide("scales", |cx| search_scales(original, pruned, &layers, samples, cx))?;
+    if found.len() != layers.len() {
+        return Err(unusable("scales", format!("{} layers, not {}", found.len(), layers.len())).into());
+    }
+    for (layer, found) in layers.iter().zip(found) {
+        let Some(Recorded { scale, shift }) = found else { continue };
+        let found = Scaled { scale: scale.0, shift: shift.0 };
+        if !channels::fits_scaled(pruned, layer, &found) {
+            let name = naming::node_and_op(pruned, layer.node).0;
+            return Err(unusable("scales", format!("`{name}` has other channels")).into());
+        }
+        channels::put_scaled(pruned, layer, &found);
+    }
+    Ok(())
 }
 
 /// Fits layers of a smaller model to what they gave in the original, where there is data or a lock that says how.

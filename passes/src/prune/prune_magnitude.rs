@@ -5,6 +5,7 @@ use optix_pipeline::{Cx, Family, Interface, Named, Numerics, Pass, PassError, Pr
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::fitting::rescale;
 use super::layers::{Prunable, prunable, put_all};
 use super::mask::{Pattern, least, mask, share_of};
 
@@ -48,6 +49,11 @@ pub struct PruneMagnitude {
     pub pattern: Pattern,
     /// What weights are compared with, where the pattern is `unstructured`.
     pub scope: Scope,
+    /// Whether the channels of pruned layers are scaled and moved, by least squares, to what they gave before, where other
+    /// samples show a gain. Needs calibration data; without, nothing is.
+    pub recover: bool,
+    /// Calibration samples that are looked at for that, taken evenly from the data.
+    pub samples: usize,
     /// Leave these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -58,6 +64,8 @@ impl Default for PruneMagnitude {
             sparsity: 0.5,
             pattern: Pattern::default(),
             scope: Scope::default(),
+            recover: true,
+            samples: 128,
             exclude: Vec::new(),
         }
     }
@@ -120,7 +128,11 @@ impl Pass for PruneMagnitude {
         let of =
             |(layer, zeros): (&Prunable, Result<Vec<bool>, String>)| zeros.map(|zeros| layer.masked(&zeros));
         let found = layers.iter().zip(self.masks(&layers)).map(of).collect();
+        let original = model.clone();
         put_all(model, &layers, found, self.pattern, cx);
+        if self.recover {
+            rescale(&original, model, self.samples, cx)?;
+        }
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::fitting::rescale;
 use super::layers::{Prunable, prunable, put_all};
 use super::mask::{Pattern, lanes, least, share_of};
 use super::shares::{Shares, all_scores, batches, shares};
@@ -34,6 +35,9 @@ pub struct PruneSparsegpt {
     pub shares: Shares,
     /// Calibration samples that are looked at, taken evenly from the data.
     pub samples: usize,
+    /// Whether the channels of pruned layers are scaled and moved, by least squares, to what they gave before, where other
+    /// samples show a gain.
+    pub recover: bool,
     /// Leave these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -45,6 +49,7 @@ impl Default for PruneSparsegpt {
             pattern: Pattern::default(),
             shares: Shares::default(),
             samples: 128,
+            recover: true,
             exclude: Vec::new(),
         }
     }
@@ -260,7 +265,11 @@ impl Pass for PruneSparsegpt {
             weights => Ok(weights.map(|PackedFloats(weights)| weights)),
         };
         let found = layers.iter().zip(found).map(of).collect::<Result<Vec<_>, _>>()?;
+        let original = model.clone();
         put_all(model, &layers, found, self.pattern, cx);
+        if self.recover {
+            rescale(&original, model, self.samples, cx)?;
+        }
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ use optix_pipeline::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::fitting::rescale;
 use super::layers::{Prunable, prunable, put_all};
 use super::mask::{Pattern, mask};
 use super::shares::{Shares, all_scores, batches, shares};
@@ -28,6 +29,9 @@ pub struct PruneWanda {
     pub shares: Shares,
     /// Calibration samples that are looked at, taken evenly from the data.
     pub samples: usize,
+    /// Whether the channels of pruned layers are scaled and moved, by least squares, to what they gave before, where other
+    /// samples show a gain.
+    pub recover: bool,
     /// Leave these nodes alone: names, with `*` for any run of characters.
     pub exclude: Vec<String>,
 }
@@ -39,6 +43,7 @@ impl Default for PruneWanda {
             pattern: Pattern::default(),
             shares: Shares::default(),
             samples: 128,
+            recover: true,
             exclude: Vec::new(),
         }
     }
@@ -81,7 +86,11 @@ impl Pass for PruneWanda {
             zeros => Ok(zeros.map(|PackedBits(zeros)| layer.masked(&zeros))),
         };
         let found = layers.iter().zip(masks).map(of).collect::<Result<Vec<_>, _>>()?;
+        let original = model.clone();
         put_all(model, &layers, found, self.pattern, cx);
+        if self.recover {
+            rescale(&original, model, self.samples, cx)?;
+        }
         Ok(())
     }
 }

@@ -17,17 +17,17 @@ use crate::{moments, numbered};
 const DAMPING: f64 = 0.01;
 
 /// Parts that layers are treated in at most.
-const PARTS: usize = 24;
+pub(super) const PARTS: usize = 24;
 
 /// A layer of the smaller model.
 pub(in crate::prune) struct Layer {
     pub(in crate::prune) node: NodeId,
     /// As it is in the smaller model.
-    unrolled: Unrolled,
+    pub(super) unrolled: Unrolled,
     /// Its channels among those of the original.
-    channels: Vec<usize>,
+    pub(super) channels: Vec<usize>,
     /// Where a number for each channel can be added.
-    bias: Option<Bias>,
+    pub(super) bias: Option<Bias>,
 }
 
 impl Layer {
@@ -47,7 +47,7 @@ impl Layer {
 
 /// A constant with a number for each channel of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Bias {
+pub(super) enum Bias {
     /// The layer's own, which may be missing: it is part of what the layer gives.
     Own,
     /// Of an `Add` that alone reads the layer.
@@ -123,6 +123,28 @@ fn most(depth: usize) -> usize {
     (16 * depth).clamp(8192, 49152)
 }
 
+/// What some channels give at positions, one position behind the other.
+pub(super) fn rows_at(
+    unrolled: &Unrolled,
+    channels: &[usize],
+    elements: &[f32],
+    shape: &[usize],
+    looked_at: &dyn Fn(usize) -> Vec<usize>,
+) -> Option<Vec<f32>> {
+    let is_row = unrolled.window == Window::Row;
+    let inner: usize = if is_row { 1 } else { shape.iter().skip(2).product() };
+    let all = *if is_row { shape.last() } else { shape.get(1) }.filter(|all| **all > 0)?;
+    let looked_at = looked_at(elements.len() / all);
+    let mut rows = Vec::with_capacity(looked_at.len() * channels.len());
+    for position in looked_at {
+        let start = position / inner.max(1) * all;
+        rows.extend(
+            channels.iter().map(|channel| elements[(start + channel) * inner + position % inner.max(1)]),
+        );
+    }
+    Some(rows)
+}
+
 /// Positions of a batch that are looked at, of so many.
 fn positions(count: usize, depth: usize, share: f64) -> Vec<usize> {
     some(count, (most(depth) as f64 * share).ceil() as usize)
@@ -143,18 +165,11 @@ impl<'a> Sums<'a> {
 
     /// What the original gives, one batch.
     fn give(&mut self, batch: usize, share: f64, elements: &[f32], shape: &[usize]) {
-        let is_row = self.layer.unrolled.window == Window::Row;
-        let all = if is_row { shape.last() } else { shape.get(1) };
-        let inner: usize = if is_row { 1 } else { shape.iter().skip(2).product() };
-        let Some(&all) = all.filter(|all| **all > 0) else { return self.is_broken = true };
-        let count = elements.len() / all;
-        let looked_at = positions(count, self.layer.unrolled.depth, share);
-        let mut rows = Vec::with_capacity(looked_at.len() * self.layer.channels.len());
-        for position in looked_at {
-            let start = position / inner.max(1) * all;
-            let of = |channel: &usize| elements[(start + channel) * inner + position % inner.max(1)];
-            rows.extend(self.layer.channels.iter().map(of));
-        }
+        let Layer { unrolled, channels, .. } = self.layer;
+        let looked_at = |count| positions(count, unrolled.depth, share);
+        let Some(rows) = rows_at(unrolled, channels, elements, shape, &looked_at) else {
+            return self.is_broken = true;
+        };
         self.is_broken |= rows.iter().any(|x| !x.is_finite());
         self.given.insert(batch, rows);
     }
@@ -312,13 +327,13 @@ pub(in crate::prune) fn recover(
     Ok(all)
 }
 
-fn weights(model: &Model, layer: &Layer) -> Option<Vec<f32>> {
+pub(super) fn weights(model: &Model, layer: &Layer) -> Option<Vec<f32>> {
     let held = model.constant(model.node(layer.node).input(1)?)?;
     Some(layer.unrolled.by_rows(&held.to_slice::<f32>().ok()?))
 }
 
 /// The bias that is part of what a layer gives.
-fn own_bias(model: &Model, layer: &Layer) -> Vec<f32> {
+pub(super) fn own_bias(model: &Model, layer: &Layer) -> Vec<f32> {
     let value = match layer.bias {
         Some(Bias::Own) => model.node(layer.node).input(2),
         _ => None,
