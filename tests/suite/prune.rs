@@ -71,6 +71,16 @@ fn half_of_the_weights_become_zero_and_the_rest_makes_up_for_them() {
 }
 
 #[test]
+fn locks_of_runs_without_data_can_be_applied() {
+    let place = Place::new();
+    for (name, more) in [("zeros", "--method magnitude"), ("smaller", "--flops 0.5")] {
+        place.ok(&format!("prune {MODEL} -o {name}.onnx {more} -q"));
+        place.ok(&format!("apply {name}.onnx.lock.json {MODEL} -o again.onnx"));
+        assert!(place.read("again.onnx") == place.read(&format!("{name}.onnx")), "{name}");
+    }
+}
+
+#[test]
 fn channels_of_layers_with_zeros_are_scaled_to_what_they_gave() {
     let place = Place::new();
     let model = "fixtures/models/fmnist_mobilenet.onnx";

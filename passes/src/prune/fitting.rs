@@ -72,6 +72,10 @@ fn search_scales(
     cx: &mut Cx<'_>,
 ) -> Result<Vec<Option<Recorded>>, PassError> {
     let Divided { batches, judged } = samples::divide(original, samples, JUDGED, cx)?;
+    if judged.len() < 2 {
+        cx.note("channels were not scaled to what they gave before: the samples are too few to judge by");
+        return Ok(Vec::new());
+    }
     let mut scaled = pruned.clone();
     let found = channels::rescale(original, &mut scaled, layers, &batches, cx)?;
     let judge = Judge::new(original, Vec::new(), &judged, cx)?;
@@ -83,7 +87,7 @@ fn search_scales(
     }
     cx.note(format!(
         "channels of {} layers were scaled and moved to what they gave before: {said}",
-        layers.len()
+        found.iter().flatten().count()
     ));
     let pack =
         |Scaled { scale, shift }: Scaled| Recorded { scale: PackedFloats(scale), shift: PackedFloats(shift) };
@@ -101,9 +105,6 @@ pub(super) fn rescale(
     samples: usize,
     cx: &mut Cx<'_>,
 ) -> Result<(), PassError> {
-    if !cx.has_calibration() && !cx.is_replaying() {
-        return Ok(());
-    }
     let weights = |model: &Model, node: NodeId| {
         model.node(node).input(1).and_then(|value| model.constant(value)).cloned()
     };
@@ -111,11 +112,16 @@ pub(super) fn rescale(
         let is_changed = weights(original, node) != weights(pruned, node);
         channels::all_channels(pruned, node).filter(|_| is_changed)
     };
-    let layers = channels::layers(pruned, &changed);
-    if layers.is_empty() {
+    let mut layers = channels::layers(pruned, &changed);
+    layers.retain(|layer| channels::can_be_scaled(pruned, layer));
+    // Decided in any case: a lock of a run without data says so too.
+    let found = cx.decide("scales", |cx| match cx.has_calibration() && !layers.is_empty() {
+        true => search_scales(original, pruned, &layers, samples, cx),
+        false => Ok(Vec::new()),
+    })?;
+    if found.is_empty() {
         return Ok(());
     }
-    let found = cx.decide("scales", |cx| search_scales(original, pruned, &layers, samples, cx))?;
     if found.len() != layers.len() {
         return Err(unusable("scales", format!("{} layers, not {}", found.len(), layers.len())).into());
     }
@@ -142,10 +148,11 @@ pub(super) fn fit(
     samples: usize,
     cx: &mut Cx<'_>,
 ) -> Result<(), PassError> {
-    if !cx.has_calibration() && !cx.is_replaying() {
-        return Ok(());
-    }
+    // Decided in any case: a lock of a run without data says so too.
     let fitted: Vec<Option<Fitted>> = cx.decide("fitted", |cx| {
+        if !cx.has_calibration() {
+            return Ok(Vec::new());
+        }
         let found = search(original, smaller, layers, samples, cx)?;
         let pack = |Found { weights, shift }: Found| Fitted {
             weights: PackedFloats(weights),
@@ -153,6 +160,9 @@ pub(super) fn fit(
         };
         Ok(found.into_iter().map(|found| found.map(pack)).collect())
     })?;
+    if fitted.is_empty() {
+        return Ok(());
+    }
     if fitted.len() != layers.len() {
         return Err(unusable("fitted", format!("{} layers, not {}", fitted.len(), layers.len())).into());
     }

@@ -16,7 +16,8 @@ use super::shares::{Shares, all_scores, batches, shares};
 /// Sets weights to zero whose products with what the layer reads are least: magnitude times the norm of the input
 /// on calibration data, compared within each output channel (Wanda; Sun et al. 2024).
 ///
-/// Nothing else changes; `prune-sparsegpt` takes what is lost back with the weights that stay.
+/// Then channels are scaled and moved to what they gave before (`recover`); `prune-sparsegpt` takes what is lost back with the
+/// weights that stay, too.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct PruneWanda {

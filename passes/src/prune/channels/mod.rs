@@ -21,7 +21,7 @@ pub(super) use groups::{Group, Kept, all_channels, find, row_axis};
 pub(super) use places::{Held, Places};
 pub(super) use recover::{Found, Layer, layers, put, recover};
 pub(super) use relations::relate;
-pub(super) use rescale::{Scaled, fits_scaled, put_scaled, rescale};
+pub(super) use rescale::{Scaled, can_be_scaled, fits_scaled, put_scaled, rescale};
 pub(super) use select::{Choice, counts, select, step};
 pub(super) use taylor::by_gradients;
 pub(super) use worth::{Curve, MadeUp, Norm, Reader, by_readers, by_weights, middle, readers};

@@ -17,7 +17,7 @@ use crate::{moments, numbered};
 const DAMPING: f64 = 0.01;
 
 /// Parts that layers are treated in at most.
-pub(super) const PARTS: usize = 24;
+const PARTS: usize = 24;
 
 /// A layer of the smaller model.
 pub(in crate::prune) struct Layer {
@@ -66,7 +66,7 @@ pub(in crate::prune) struct Found {
 fn bias(model: &Model, node: NodeId, channels: usize) -> Option<Bias> {
     let layer = model.node(node);
     let fits = |value: ValueId, is_row: &dyn Fn(&[usize]) -> bool| {
-        let is_alone = model.value(value).uses().len() == 1;
+        let is_alone = model.value(value).uses().len() == 1 && model.value(value).producer().is_none();
         model
             .constant(value)
             .is_some_and(|held| held.dtype() == DType::F32 && is_alone && is_row(held.shape()))
@@ -94,7 +94,7 @@ pub(in crate::prune) fn layers(model: &Model, kept: &dyn Fn(NodeId) -> Option<Ve
         }
         let value = read.input(1)?;
         let held = model.constant(value).filter(|held| held.dtype() == DType::F32)?;
-        if model.value(value).uses().len() != 1 {
+        if model.value(value).uses().len() != 1 || model.value(value).producer().is_some() {
             return None;
         }
         let unrolled = Unrolled::of(model, node, held.shape()).ok()?;

@@ -4,16 +4,17 @@
 //! arXiv 1906.04721) and statistics of batch normalizations that are taken anew (Li et al. 2020, arXiv 2007.02491) do,
 //! for layers that those have become part of. Zeros stay zeros.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Batch, Cx, OracleError, PassError};
 
-use super::recover::{Bias, Layer, PARTS, own_bias, rows_at, weights};
+use super::recover::{Bias, Layer, own_bias, rows_at, weights};
+use crate::moments::ROOM;
 use crate::numbered;
 use crate::unroll::some;
 
-/// Positions of a layer's output that are looked at, over all samples.
+/// Positions of a layer's output that are looked at, over all samples, where there is room.
 const POSITIONS: usize = 8192;
 
 /// How far a channel may be scaled.
@@ -47,10 +48,43 @@ pub(in crate::prune) fn has_place(model: &Model, layer: &Layer) -> bool {
     }
 }
 
+/// Whether scaling a layer's weights scales what it gives, or all of that but for a bias that can be scaled with it.
+pub(in crate::prune) fn can_be_scaled(model: &Model, layer: &Layer) -> bool {
+    layer.bias.is_some() || model.node(layer.node).input(2).is_none()
+}
+
+/// Positions of a layer that there is room for.
+fn positions(layer: &Layer) -> usize {
+    POSITIONS.min(ROOM as usize / 4 / layer.unrolled.channels().max(1)).max(64)
+}
+
+/// Layers in parts, in order, that no layer of reads what another one of gives: scales would be found twice.
+fn parts<'a>(model: &Model, layers: &'a [Layer]) -> Vec<&'a [Layer]> {
+    let (mut parts, mut start, mut taken) = (Vec::new(), 0, 0u64);
+    let mut reached: BTreeSet<ValueId> = BTreeSet::new();
+    for (place, layer) in layers.iter().enumerate() {
+        let own = 4 * (positions(layer) * layer.unrolled.channels()) as u64;
+        if place > start && (reached.contains(&layer.unrolled.input) || taken + own > ROOM) {
+            parts.push(&layers[start..place]);
+            (start, taken) = (place, 0);
+            reached.clear();
+        }
+        taken += own;
+        reached.extend(model.node(layer.node).outputs().iter().flatten());
+        for node in model.nodes_of(model.main()) {
+            if model.node(node).inputs().iter().flatten().any(|value| reached.contains(value)) {
+                reached.extend(model.node(node).outputs().iter().flatten());
+            }
+        }
+    }
+    parts.push(&layers[start..]);
+    parts
+}
+
 impl Sums<'_> {
     fn rows(&self, elements: &[f32], shape: &[usize], share: f64) -> Option<Vec<f32>> {
         let Layer { unrolled, channels, .. } = self.layer;
-        let looked_at = |count| some(count, (POSITIONS as f64 * share).ceil() as usize);
+        let looked_at = |count| some(count, (positions(self.layer) as f64 * share).ceil() as usize);
         let rows = rows_at(unrolled, channels, elements, shape, &looked_at)?;
         rows.iter().all(|x| x.is_finite()).then_some(rows)
     }
@@ -117,7 +151,7 @@ pub(in crate::prune) fn rescale(
     let samples: usize = batches.iter().map(|batch| batch.count).sum();
     let share = |batch: usize| batches[batch].count as f64 / samples.max(1) as f64;
     let mut all = Vec::new();
-    for part in layers.chunks(layers.len().div_ceil(PARTS).max(1)) {
+    for part in parts(pruned, layers) {
         let mut sums: Vec<Sums<'_>> = Vec::new();
         let mut places: BTreeMap<ValueId, usize> = BTreeMap::new();
         for (place, layer) in part.iter().enumerate() {
@@ -162,8 +196,9 @@ pub(in crate::prune) fn rescale(
 pub(in crate::prune) fn fits_scaled(model: &Model, layer: &Layer, found: &Scaled) -> bool {
     let channels = layer.unrolled.channels();
     let places = if has_place(model, layer) { channels } else { 0 };
-    let is_finite = found.scale.iter().chain(&found.shift).all(|x| x.is_finite());
-    found.scale.len() == channels && found.shift.len() == places && is_finite
+    let is_within = found.scale.iter().all(|&scale| (WITHIN.0..=WITHIN.1).contains(&f64::from(scale)));
+    let is_finite = found.shift.iter().all(|x| x.is_finite());
+    found.scale.len() == channels && found.shift.len() == places && is_within && is_finite
 }
 
 /// Scales and moves the channels of a layer.
