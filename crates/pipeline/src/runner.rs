@@ -147,9 +147,8 @@ pub fn run(
     let mut reports = Vec::new();
     let mut float: Option<Model> = None;
     // Whoever learns without a teacher of its own learns from what came in.
-    let wants_teacher = recipe.steps.iter().any(|step| step.pass.wants_teacher());
-    let original = (wants_teacher && resources.teacher.is_none()).then(|| model.clone());
     let learner = recipe.steps.iter().find(|step| step.pass.wants_teacher());
+    let original = (learner.is_some() && resources.teacher.is_none()).then(|| model.clone());
     let mut checkpoint = match (&mut resources.checkpoint, learner) {
         (Some(store), Some(learner)) => Some(
             Kept::open(recipe, model, resources.statistics.as_deref(), &mut **store)
@@ -162,8 +161,7 @@ pub fn run(
         // Kept no longer than it is wanted.
         let is_wanted = recipe.steps[index..].iter().any(|step| step.pass.wants_float());
         let kept = (&mut float, is_wanted && options.replay.is_none());
-        let checkpoint = &mut checkpoint;
-        let behind = (checkpoint, original.as_ref());
+        let behind = (&mut checkpoint, original.as_ref());
         match run_step(step, model, behind, resources, options, &mut patches_left, kept) {
             Ok(report) => reports.push(report),
             Err(fault) => {

@@ -179,9 +179,7 @@ impl Student {
         let (gradients, frozen) = (gradients.of, gradients.frozen);
         Ok(Student { targets, inputs, loss, terms, gradients, frozen, model })
     }
-}
 
-impl Student {
     /// For each aim the places of the parameters that it depends on, each at the first aim that does.
     pub fn by_term(&self) -> Vec<Vec<usize>> {
         let places: BTreeMap<ValueId, usize> =

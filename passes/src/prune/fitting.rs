@@ -5,6 +5,8 @@ use optix_pipeline::{Cx, DecisionError, PackedFloats, PassError, decibels, namin
 use serde::{Deserialize, Serialize};
 
 use super::channels::{self, Found, Layer, Scaled};
+use super::layers::{Prunable, put_all};
+use super::mask::Pattern;
 use crate::judge::Judge;
 use crate::samples::{self, Divided};
 
@@ -94,17 +96,32 @@ fn search_scales(
     Ok(found.into_iter().map(|found| found.map(pack)).collect())
 }
 
+/// Gives layers the weights that were found for them, of which some are zero, and where it is wanted scales and moves their
+/// channels, by so many samples, to what they gave before.
+///
+/// # Errors
+/// As [`rescale`].
+pub(super) fn put_zeros(
+    model: &mut Model,
+    (layers, found): (&[Prunable], Vec<Result<Vec<f32>, String>>),
+    pattern: Pattern,
+    rescaled_by: Option<usize>,
+    cx: &mut Cx<'_>,
+) -> Result<(), PassError> {
+    let original = rescaled_by.map(|samples| (model.clone(), samples));
+    put_all(model, layers, found, pattern, cx);
+    match original {
+        Some((original, samples)) => rescale(&original, model, samples, cx),
+        None => Ok(()),
+    }
+}
+
 /// Scales and moves the channels of layers whose weights became zero to what they gave in the original, where there is data
 /// or a lock that says how.
 ///
 /// # Errors
 /// When a model cannot be run, or the lock does not fit.
-pub(super) fn rescale(
-    original: &Model,
-    pruned: &mut Model,
-    samples: usize,
-    cx: &mut Cx<'_>,
-) -> Result<(), PassError> {
+fn rescale(original: &Model, pruned: &mut Model, samples: usize, cx: &mut Cx<'_>) -> Result<(), PassError> {
     let weights = |model: &Model, node: NodeId| {
         model.node(node).input(1).and_then(|value| model.constant(value)).cloned()
     };

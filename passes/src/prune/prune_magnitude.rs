@@ -5,8 +5,8 @@ use optix_pipeline::{Cx, Family, Interface, Named, Numerics, Pass, PassError, Pr
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::fitting::rescale;
-use super::layers::{Prunable, prunable, put_all};
+use super::fitting::put_zeros;
+use super::layers::{Prunable, prunable};
 use super::mask::{Pattern, least, mask, share_of};
 
 /// What weights are compared with.
@@ -128,12 +128,8 @@ impl Pass for PruneMagnitude {
         let of =
             |(layer, zeros): (&Prunable, Result<Vec<bool>, String>)| zeros.map(|zeros| layer.masked(&zeros));
         let found = layers.iter().zip(self.masks(&layers)).map(of).collect();
-        let original = model.clone();
-        put_all(model, &layers, found, self.pattern, cx);
-        if self.recover {
-            rescale(&original, model, self.samples, cx)?;
-        }
-        Ok(())
+        let rescaled_by = self.recover.then_some(self.samples);
+        put_zeros(model, (&layers, found), self.pattern, rescaled_by, cx)
     }
 }
 

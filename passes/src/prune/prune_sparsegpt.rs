@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::fitting::rescale;
-use super::layers::{Prunable, prunable, put_all};
+use super::fitting::put_zeros;
+use super::layers::{Prunable, prunable};
 use super::mask::{Pattern, lanes, least, share_of};
 use super::shares::{Shares, all_scores, batches, shares};
 use crate::moments::{self, Read};
@@ -265,12 +265,8 @@ impl Pass for PruneSparsegpt {
             weights => Ok(weights.map(|PackedFloats(weights)| weights)),
         };
         let found = layers.iter().zip(found).map(of).collect::<Result<Vec<_>, _>>()?;
-        let original = model.clone();
-        put_all(model, &layers, found, self.pattern, cx);
-        if self.recover {
-            rescale(&original, model, self.samples, cx)?;
-        }
-        Ok(())
+        let rescaled_by = self.recover.then_some(self.samples);
+        put_zeros(model, (&layers, found), self.pattern, rescaled_by, cx)
     }
 }
 

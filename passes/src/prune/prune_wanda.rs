@@ -8,8 +8,8 @@ use optix_pipeline::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::fitting::rescale;
-use super::layers::{Prunable, prunable, put_all};
+use super::fitting::put_zeros;
+use super::layers::{Prunable, prunable};
 use super::mask::{Pattern, mask};
 use super::shares::{Shares, all_scores, batches, shares};
 
@@ -87,11 +87,7 @@ impl Pass for PruneWanda {
             zeros => Ok(zeros.map(|PackedBits(zeros)| layer.masked(&zeros))),
         };
         let found = layers.iter().zip(masks).map(of).collect::<Result<Vec<_>, _>>()?;
-        let original = model.clone();
-        put_all(model, &layers, found, self.pattern, cx);
-        if self.recover {
-            rescale(&original, model, self.samples, cx)?;
-        }
-        Ok(())
+        let rescaled_by = self.recover.then_some(self.samples);
+        put_zeros(model, (&layers, found), self.pattern, rescaled_by, cx)
     }
 }

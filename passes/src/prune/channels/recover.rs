@@ -333,7 +333,7 @@ pub(super) fn weights(model: &Model, layer: &Layer) -> Option<Vec<f32>> {
 }
 
 /// The bias that is part of what a layer gives.
-pub(super) fn own_bias(model: &Model, layer: &Layer) -> Vec<f32> {
+fn own_bias(model: &Model, layer: &Layer) -> Vec<f32> {
     let value = match layer.bias {
         Some(Bias::Own) => model.node(layer.node).input(2),
         _ => None,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use optix_ir::{Model, Tensor, ValueId};
 use optix_pipeline::{Batch, Cx, OracleError, PassError};
 
-use super::recover::{Bias, Layer, own_bias, rows_at, weights};
+use super::recover::{Bias, Layer, rows_at, weights};
 use crate::moments::ROOM;
 use crate::numbered;
 use crate::unroll::some;
@@ -40,7 +40,7 @@ struct Sums<'a> {
 }
 
 /// Whether a number for each channel is added to what the layer gives, so that more can be without another input.
-pub(in crate::prune) fn has_place(model: &Model, layer: &Layer) -> bool {
+fn has_place(model: &Model, layer: &Layer) -> bool {
     match layer.bias {
         None => false,
         Some(Bias::Own) => model.node(layer.node).input(2).is_some(),
@@ -206,7 +206,6 @@ pub(in crate::prune) fn put_scaled(model: &mut Model, layer: &Layer, found: &Sca
     let (Some(mut rows), Some(value)) = (weights(model, layer), model.node(layer.node).input(1)) else {
         return;
     };
-    let before = own_bias(model, layer);
     for (row, scale) in rows.chunks_exact_mut(layer.unrolled.depth).zip(&found.scale) {
         row.iter_mut().for_each(|weight| *weight *= scale);
     }
@@ -220,7 +219,8 @@ pub(in crate::prune) fn put_scaled(model: &mut Model, layer: &Layer, found: &Sca
     let Some(value) = model.node(node).input(slot) else { return };
     let Some(held) = model.constant(value) else { return };
     let Ok(own) = held.to_slice::<f32>() else { return };
-    let is_own = !before.is_empty();
+    // The layer's own bias is part of what is scaled, one behind it is not.
+    let is_own = layer.bias == Some(Bias::Own);
     let of = |(channel, bias): (usize, &f32)| {
         let scale = if is_own { found.scale[channel] } else { 1.0 };
         bias * scale + found.shift[channel]
